@@ -203,13 +203,14 @@ def _check_options_have_defaults_and_are_frozen(t: Technique) -> None:
 
 def _check_a_bad_option_is_named_and_echoed(t: Technique) -> None:
     name = dataclasses.fields(t.Options)[-1].name
+    sentence = None
     try:
         t.Options(**{name: -3})
     except Error as error:
-        assert str(error).startswith(f"{t.NAME}: {name} "), f"the sentence must begin '{t.NAME}: {name}', got {error}"
-        assert f"got {name}=-3" in str(error), f"the sentence must say 'got {name}=-3', got {error}"
-        return
-    raise AssertionError(f"Options({name}=-3) must raise leanconv.Error")
+        sentence = str(error)
+    assert sentence is not None, f"Options({name}=-3) must raise leanconv.Error"
+    assert sentence.startswith(f"{t.NAME}: {name} "), f"the sentence must begin '{t.NAME}: {name} ', got {sentence!r}"
+    assert f"got {name}=-3" in sentence, f"the sentence must say 'got {name}=-3', got {sentence!r}"
 
 
 def _check_verbs_leave_the_network_untouched(t: Technique) -> None:

@@ -19,18 +19,24 @@ Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from leanconv import _native
 from leanconv.errors import Error
+from leanconv.kernels.choice import decide
 from leanconv.kernels.keys import dropout_key, keyed, mix
 from leanconv.kernels.ops import register
+from leanconv.kernels.threads import parallel_for
 
 __all__ = ["dropout_key", "keep_exact", "keep_mask", "keyed", "mix", "philox", "scale", "threshold"]
 
 _MULTIPLY = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
+_WORD = 2**64 - 1
 _EXACT = 1 << 31  # the top bit of c3: exact counts use other blocks than 16-bit numbers
 _CHUNK = 1 << 14  # blocks at a time in the torch twin: its temporaries then stay in the second-level cache
 
@@ -182,6 +188,33 @@ def _fake(key: Tensor, samples: int, elements: int, limit: int, batch: bool) -> 
     return key.new_empty((1 if batch else samples, elements), dtype=torch.bool)
 
 
+def _native_rows(op: str, key: Tensor, samples: int, elements: int, limit: int, batch: bool) -> Tensor:
+    library = _native.load()
+    assert library is not None  # the choice said so
+    drawn, offset = key.tolist()
+    out = torch.empty((1 if batch else samples, elements), dtype=torch.bool)
+    getattr(library, op)(
+        parallel_for=parallel_for(),
+        key=drawn & _WORD,
+        sample=0 if batch else offset,
+        rows=out.shape[0],
+        elements=elements,
+        limit=limit,
+        out=out.data_ptr(),
+    )
+    return out
+
+
+def _run(op: str, key: Tensor, samples: int, elements: int, limit: int, batch: bool) -> Tensor:
+    if key.dtype != torch.int64 or key.shape != (2,):
+        raise Error(f"{op}: key must be int64 of shape (2,), got {key.dtype} of shape {tuple(key.shape)}")
+    choice = decide(op, (1 if batch else samples, elements), torch.bool, key.device.type)
+    if choice.implementation == "native":
+        return _native_rows(op, key, samples, elements, limit, batch)
+    return _TWINS[op](key, samples, elements, limit, batch)
+
+
+_TWINS = {"keep_mask": twin_mask, "keep_exact": twin_exact}
 _SCHEMA = "(Tensor key, SymInt samples, SymInt elements, SymInt {}, bool batch) -> Tensor"
-register("keep_mask" + _SCHEMA.format("threshold"), {"CompositeExplicitAutograd": twin_mask}, _fake)
-register("keep_exact" + _SCHEMA.format("stopped"), {"CompositeExplicitAutograd": twin_exact}, _fake)
+register("keep_mask" + _SCHEMA.format("threshold"), {"CompositeExplicitAutograd": partial(_run, "keep_mask")}, _fake)
+register("keep_exact" + _SCHEMA.format("stopped"), {"CompositeExplicitAutograd": partial(_run, "keep_exact")}, _fake)

@@ -1,0 +1,95 @@
+// Picks the instruction set's table and splits the work over threads; how it is split never changes a result.
+#include <stddef.h>
+
+#include "table.h"
+
+// LC_ISAS comes from CMakeLists.txt: X(scalar) X(avx2) X(avx512), the plainest first.
+#define X(name) extern const lc_table lc_table_##name;
+LC_ISAS
+#undef X
+
+namespace {
+
+const lc_table* const kTables[] = {
+#define X(name) &lc_table_##name,
+    LC_ISAS
+#undef X
+};
+const int kIsas = sizeof kTables / sizeof *kTables;
+
+#if defined(__x86_64__) || defined(__i386__)
+bool runs_scalar() { return true; }
+[[maybe_unused]] bool runs_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+[[maybe_unused]] bool runs_avx512() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && runs_avx2();
+}
+#else
+bool runs_scalar() { return true; }
+[[maybe_unused]] bool runs_neon() { return true; }  // part of every 64-bit Arm processor
+#endif
+
+bool (*const kRuns[])() = {
+#define X(name) runs_##name,
+    LC_ISAS
+#undef X
+};
+
+struct Job {
+  const lc_mask* mask;
+  void (*work)(const lc_mask&, int64_t, int64_t);
+};
+
+void run_job(int64_t begin, int64_t end, void* job) { ((Job*)job)->work(*((Job*)job)->mask, begin, end); }
+
+int32_t split(const lc_mask* m, void (*work)(const lc_mask&, int64_t, int64_t), int64_t count, int64_t grain) {
+  if (m->parallel_for == nullptr || count <= grain) {
+    work(*m, 0, count);
+    return LC_OK;
+  }
+  Job job = {m, work};
+  return m->parallel_for(0, count, grain, run_job, &job) == 0 ? LC_OK : LC_PARALLEL_FAILED;
+}
+
+int32_t check(const lc_mask* m, int64_t most) {
+  if (m->size != sizeof(lc_mask)) return LC_BAD_SIZE;
+  if (!lc_supported(m->isa)) return LC_BAD_ISA;
+  if (m->rows < 0 || m->elements < 0 || m->limit < 0 || m->limit > most) return LC_BAD_ARGUMENT;
+  return LC_OK;
+}
+
+enum { kElementsPerPart = 1 << 16 };  // about 10 microseconds of work: what waking a thread is worth
+
+}  // namespace
+
+
+int32_t lc_abi(void) { return LC_ABI; }
+
+const char* lc_isas(void) {
+#define X(name) "," #name
+  return &LC_ISAS[1];
+#undef X
+}
+
+int32_t lc_supported(int32_t isa) { return isa >= 0 && isa < kIsas && kRuns[isa](); }
+
+int32_t lc_keep_mask(const lc_mask* m) {
+  if (const int32_t bad = check(m, 65535)) return bad;
+  if (m->rows == 0 || m->elements == 0) return LC_OK;
+  const lc_table& table = *kTables[m->isa];
+  const int64_t blocks = m->rows * ((m->elements + 7) / 8);
+  if (const int32_t bad = split(m, table.mask_blocks, blocks, kElementsPerPart / 8)) return bad;
+  table.mask_revive(*m, 0, m->rows);  // looks at one element of most rows
+  return LC_OK;
+}
+
+int32_t lc_keep_exact(const lc_mask* m) {
+  if (const int32_t bad = check(m, m->elements)) return bad;
+  if (m->rows == 0 || m->elements == 0) return LC_OK;
+  const int64_t rows = kElementsPerPart / m->elements;
+  return split(m, kTables[m->isa]->exact_rows, m->rows, rows > 1 ? rows : 1);
+}

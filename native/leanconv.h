@@ -1,0 +1,37 @@
+// The C interface of the native library: it knows nothing of Python or torch. One packed argument struct per call; the
+// Python side (src/leanconv/_native) mirrors these structs, and LC_ABI changes whenever one of them, or their meaning, does.
+#pragma once
+#include <stdint.h>
+
+#define LC_ABI 1
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "leanconv's native kernels are written for little-endian machines"
+#endif
+
+#define LC_API extern "C" __attribute__((visibility("default")))
+
+enum { LC_OK = 0, LC_BAD_SIZE = 1, LC_BAD_ISA = 2, LC_BAD_ARGUMENT = 3, LC_PARALLEL_FAILED = 4 };
+
+typedef void (*lc_range)(int64_t begin, int64_t end, void* context);
+// Calls `work` on parts of [begin, end) that cover it, on any threads; returns 0. torch_parallel_for has this signature.
+typedef int32_t (*lc_parallel_for)(int64_t begin, int64_t end, int64_t grain, lc_range work, void* context);
+
+// A mask of dropout: bool (rows, elements), contiguous. Numbers are Philox4x32-10; counter layout in kernels/philox.inl.h.
+struct lc_mask {
+  uint32_t size;  // sizeof(lc_mask)
+  int32_t isa;    // index into lc_isas()
+  uint64_t key;
+  uint64_t sample;  // index of the first row's sample
+  int64_t rows;
+  int64_t elements;
+  int64_t limit;  // lc_keep_mask: the 16-bit threshold; lc_keep_exact: how many stop
+  uint8_t* out;
+  lc_parallel_for parallel_for;  // null: this thread alone
+};
+
+LC_API int32_t lc_abi(void);
+LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
+LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
+LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-bit number >= limit; at least one per row
+LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1

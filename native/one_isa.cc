@@ -1,0 +1,15 @@
+// The only file that is compiled once per instruction set (CMakeLists.txt gives LC_ISA, LC_BYTES, LC_UNROLL and the flags).
+#include <stddef.h>
+
+#include "leanconv.h"
+#include "simd.h"
+#include "table.h"
+
+namespace {
+#include "kernels/philox.inl.h"
+}  // namespace
+
+#define LC_JOIN_(a, b) a##b
+#define LC_JOIN(a, b) LC_JOIN_(a, b)
+__attribute__((visibility("hidden"))) extern const lc_table LC_JOIN(lc_table_, LC_ISA);
+const lc_table LC_JOIN(lc_table_, LC_ISA) = {mask_blocks, mask_revive, exact_rows};

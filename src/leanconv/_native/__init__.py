@@ -1,0 +1,178 @@
+"""The native library: found, checked and called through ctypes. No torch here, so that engine files can run without it.
+
+Two environment variables, read when a function is called, never at import:
+
+- ``LEANCONV_NATIVE``: ``0`` turns native code off, ``1`` requires it (an error where there is none); unset: used where
+  there is one.
+- ``LEANCONV_ISA``: forces one instruction set (``scalar``, ``avx2``, ``avx512``, ``neon``); one that this library or
+  this processor lacks is an error, never another one silently.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import as_file, files
+
+from leanconv.errors import Error
+
+__all__ = ["ABI", "ISAS", "Library", "Mask", "available", "explain", "forced", "isa", "load"]
+
+ABI = 1
+ISAS = ("scalar", "avx2", "avx512", "neon")
+_FILES = ("libleanconv.so", "libleanconv.dylib")
+_FAILURES = {
+    1: "the argument struct has another size",
+    2: "this processor lacks the instruction set",
+    3: "an argument is out of range",
+    4: "the thread pool failed",
+}
+
+
+class Mask(ctypes.Structure):
+    """``lc_mask`` of native/leanconv.h: one packed struct per call."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("key", ctypes.c_uint64),
+        ("sample", ctypes.c_uint64),
+        ("rows", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+        ("limit", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded library and the instruction set in use.
+
+    Attributes:
+        path: the file.
+        isa: name of the instruction set in use.
+        isas: those that both the library and this processor have, the plainest first.
+    """
+
+    path: str
+    isa: str
+    isas: tuple[str, ...]
+    _handle: ctypes.CDLL
+    _numbers: dict[str, int]
+
+    def keep_mask(self, isa: str | None = None, parallel_for: int | None = None, **fields: int) -> None:
+        """Fill ``out``: 1 where the element's 16-bit number is at least ``limit``, at least one per row.
+
+        Args:
+            isa: instruction set; default the one in use.
+            parallel_for: address of a function with the signature of ``torch_parallel_for``; None: this thread alone.
+            **fields: key, sample, rows, elements, limit, out of :class:`Mask`.
+
+        Raises:
+            Error: the library refused.
+        """
+        self._mask("lc_keep_mask", isa, parallel_for, fields)
+
+    def keep_exact(self, isa: str | None = None, parallel_for: int | None = None, **fields: int) -> None:
+        """Fill ``out``: 0 for the ``limit`` smallest 32-bit words of each row, else 1; see :meth:`keep_mask`."""
+        self._mask("lc_keep_exact", isa, parallel_for, fields)
+
+    def _mask(self, name: str, isa: str | None, parallel_for: int | None, fields: dict[str, int]) -> None:
+        number = self._numbers.get(isa or self.isa, -1)
+        mask = Mask(size=ctypes.sizeof(Mask), isa=number, parallel_for=parallel_for, **fields)
+        failure = getattr(self._handle, name)(ctypes.byref(mask))
+        if failure:
+            why = _FAILURES.get(failure, f"failure {failure}")
+            raise Error(f"native {name[3:]}: {why}, got isa={isa or self.isa}, {fields}")
+
+
+def load() -> Library | None:
+    """The native library, or None where there is none, it does not fit, or ``LEANCONV_NATIVE=0``.
+
+    Raises:
+        Error: ``LEANCONV_NATIVE=1`` without a usable library; a value of either variable that cannot be honoured.
+    """
+    return _select(os.environ.get("LEANCONV_NATIVE", ""), os.environ.get("LEANCONV_ISA", ""))
+
+
+def available() -> bool:
+    """Whether native code runs now."""
+    return load() is not None
+
+
+def isa() -> str | None:
+    """Name of the instruction set in use, None without native code."""
+    library = load()
+    return library.isa if library else None
+
+
+def forced() -> bool | None:
+    """What ``LEANCONV_NATIVE`` says: True required, False off, None left to leanconv.
+
+    Raises:
+        Error: it says something else.
+    """
+    value = os.environ.get("LEANCONV_NATIVE", "")
+    if value not in ("", "0", "1"):
+        raise Error(f"LEANCONV_NATIVE: must be 0 or 1 or unset, got {value!r}")
+    return None if value == "" else value == "1"
+
+
+def explain() -> str:
+    """One sentence: which library and instruction set run, or why none does."""
+    if forced() is False:
+        return "native code: off, LEANCONV_NATIVE=0"
+    found = _open()
+    if isinstance(found, str):
+        return f"native code: none, {found}"
+    library = load()
+    assert library is not None  # neither off nor missing
+    why = "LEANCONV_ISA asks for it" if os.environ.get("LEANCONV_ISA") else "the best of " + ", ".join(library.isas)
+    return f"native code: {library.path}, instruction set {library.isa} ({why})"
+
+
+@lru_cache(maxsize=64)
+def _select(native: str, wanted: str) -> Library | None:
+    forced()
+    if wanted and wanted not in ISAS:
+        raise Error(f"LEANCONV_ISA: must be one of {', '.join(ISAS)}, got {wanted!r}")
+    if native == "0":
+        return None
+    found = _open()
+    if isinstance(found, str):
+        if native == "1" or wanted:
+            name = "LEANCONV_NATIVE=1" if native == "1" else f"LEANCONV_ISA={wanted}"
+            raise Error(f"{name}: native code must be there, got none: {found}")
+        return None
+    handle, path = found
+    numbers = {name: i for i, name in enumerate(handle.lc_isas().decode().split(","))}
+    here = tuple(name for name, number in numbers.items() if handle.lc_supported(number))
+    if wanted and wanted not in here:
+        raise Error(f"LEANCONV_ISA: must be one of {', '.join(here)} on this machine, got {wanted!r}")
+    return Library(path, wanted or here[-1], here, handle, numbers)
+
+
+@lru_cache(maxsize=1)
+def _open() -> tuple[ctypes.CDLL, str] | str:
+    """The library, checked, and its path; or why there is none."""
+    for name in _FILES:
+        found = files(__name__).joinpath(name)
+        if found.is_file():
+            with as_file(found) as path:
+                return _check(str(path))
+    return "leanconv was installed without it (it needs a C++ compiler at installation)"
+
+
+def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
+    try:
+        handle = ctypes.CDLL(path)
+        handle.lc_isas.restype = ctypes.c_char_p
+        for function in (handle.lc_keep_mask, handle.lc_keep_exact):
+            function.argtypes = (ctypes.c_void_p,)
+        abi = handle.lc_abi()
+    except (OSError, AttributeError) as error:
+        return f"{path} cannot be loaded ({error}); install leanconv again"
+    return (handle, path) if abi == ABI else f"{path} has ABI {abi}, this leanconv needs {ABI}; install leanconv again"

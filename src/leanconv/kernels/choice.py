@@ -1,0 +1,83 @@
+"""The one visible choice of an implementation: native code or torch, per operation, shape, dtype and machine.
+
+The choice is a pure function (:func:`choose`), never timed during a run, and can be asked for (:func:`explain`).
+``LEANCONV_NATIVE=0`` forces torch; ``LEANCONV_NATIVE=1`` forces native code, and where that cannot be, it is an error:
+a forced choice never falls back silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from leanconv import _native
+from leanconv.errors import Error
+
+__all__ = ["Choice", "choose", "decide", "explain"]
+
+# Operation -> dtypes of its result for which there is native code.
+NATIVE: dict[str, tuple[torch.dtype, ...]] = {"keep_mask": (torch.bool,), "keep_exact": (torch.bool,)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An implementation and the reason for it, one clause."""
+
+    implementation: Literal["native", "torch"]
+    why: str
+
+
+def choose(
+    op: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    isa: str | None = None,
+    threads: int = 1,
+    forced: bool | None = None,
+) -> Choice:
+    """Which implementation runs; the same arguments always give the same answer.
+
+    Args:
+        op: operation, as ``keep_mask``.
+        shape: shape of the result.
+        dtype: dtype of the result.
+        device: device type.
+        isa: instruction set of the native library, None without one.
+        threads: threads that torch may use; masks are native at any shape and any number of them.
+        forced: True native required, False torch required, None free.
+
+    Raises:
+        Error: an unknown operation; native code is required and there is none.
+    """
+    if op not in NATIVE:
+        raise Error(f"kernels: op must be one of {', '.join(NATIVE)}, got op={op!r}")
+    if forced is False:
+        return Choice("torch", "LEANCONV_NATIVE=0")
+    lacks = _lacks(op, dtype, device, isa)
+    if lacks is None:
+        return Choice("native", f"{isa}, shape {shape}, up to {threads} threads")
+    if forced:
+        raise Error(f"LEANCONV_NATIVE=1: {op} must run in native code, got none: {lacks}")
+    return Choice("torch", lacks)
+
+
+def _lacks(op: str, dtype: torch.dtype, device: str, isa: str | None) -> str | None:
+    if device != "cpu":
+        return f"native code runs on the CPU alone, not on {device}"
+    if dtype not in NATIVE[op]:
+        return f"native {op} has no {dtype}"
+    return "there is no native library" if isa is None else None
+
+
+def decide(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Choice:
+    """:func:`choose` for this machine as it stands: its library, its environment, torch's threads."""
+    return choose(op, shape, dtype, device, _native.isa(), torch.get_num_threads(), _native.forced())
+
+
+def explain(op: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.bool, device: str = "cpu") -> str:
+    """One sentence: what runs for an operation here and now, and why."""
+    choice = decide(op, shape, dtype, device)
+    return f"{op} {shape} on {device}: {choice.implementation} ({choice.why}); {_native.explain()}"

@@ -1,0 +1,138 @@
+"""Which files of a folder are images of which class, without reading any."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from leanconv.data.images import EXTENSIONS
+from leanconv.errors import Error
+
+__all__ = ["Listing", "scan"]
+
+_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+Classes = Mapping[str, tuple[Path, ...]]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What stands in a folder.
+
+    Attributes:
+        splits: ``train``, ``val``, ``test`` -> class -> its files, sorted; of a flat folder ``all`` alone.
+        notes: what was passed over.
+    """
+
+    splits: Mapping[str, Classes]
+    notes: tuple[str, ...]
+
+
+def scan(root: Path) -> Listing:
+    """List ``root/{train,val|valid|validation,test}/<class>/**`` or ``root/<class>/**``.
+
+    Hidden names are passed over, endings count in either case, links are followed and loops cut.
+
+    Raises:
+        Error: no such folder, or none of the two forms, or no image in it.
+    """
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing"
+        raise Error(f"data: must be the name demo or a folder that exists, got {got} at {str(root)!r}")
+    folders = _folders(root)
+    splits = _split_folders(root, folders)
+    notes: list[str] = []
+    if splits:
+        found = {name: _classes(folder, notes) for name, folder in splits.items()}
+        passed = [f.name for f in folders if f not in splits.values()]
+        if passed:
+            notes.append(f"folders beside {root.name}/train were passed over: {', '.join(passed)}")
+    else:
+        found = {"all": _classes(root, notes)}
+    _need_images(root, found, folders)
+    return Listing({name: classes for name, classes in found.items() if classes}, tuple(notes))
+
+
+def _split_folders(root: Path, folders: list[Path]) -> dict[str, Path]:
+    """Split -> its folder; empty for a flat one, where a folder ``train`` holds images itself and is a class."""
+    holding = {f.name.lower(): f for f in folders if _folders(f)}
+    found = {}
+    for split, names in _NAMES.items():
+        present = [holding[name] for name in names if name in holding]
+        if len(present) > 1:
+            got = " and ".join(f.name for f in present)
+            raise Error(f"data: {root} must have one folder for {split}, got {got}")
+        if present:
+            found[split] = present[0]
+    if found and "train" not in found:
+        got = ", ".join(f.name for f in found.values())
+        raise Error(f"data: {root} must have a folder train with a folder per class, got only {got}")
+    return found
+
+
+def _need_images(root: Path, found: Mapping[str, Classes], folders: list[Path]) -> None:
+    first = found.get("train", found.get("all", {}))
+    if not first:
+        loose = sum(_is_image(entry.name) for entry in _entries(root))
+        got = f"{loose} images outside any class folder" if loose else "no image"
+        if not folders and not _entries(root):
+            got = "an empty folder"
+        raise Error(f"data: {root} must have a folder per class with images in it, got {got}")
+    if len(first) == 1:
+        (name,) = first
+        inner = root / name
+        deeper = len(_folders(inner)) if inner.is_dir() else 0
+        hint = f" (its {deeper} folders may be the classes: try {inner})" if deeper > 1 else ""
+        raise Error(f"data: {root} must have at least two classes with images, got only {name!r}{hint}")
+
+
+def _classes(folder: Path, notes: list[str]) -> dict[str, tuple[Path, ...]]:
+    classes: dict[str, tuple[Path, ...]] = {}
+    other = 0
+    for inner in _folders(folder):
+        images, rest = _files(inner)
+        other += rest
+        if images:
+            classes[inner.name] = images
+        else:
+            notes.append(f"{inner.name} has no images and is no class of {folder.name}")
+    loose = sum(_is_image(entry.name) for entry in _entries(folder) if entry.is_file())
+    if loose:
+        notes.append(f"{loose} images of {folder.name} stand in no class folder and were passed over")
+    if other:
+        notes.append(f"{other} files of {folder.name} are no images by their ending and were passed over")
+    return classes
+
+
+def _files(folder: Path) -> tuple[tuple[Path, ...], int]:
+    images: list[Path] = []
+    other = 0
+    seen: set[tuple[int, int]] = set()
+    for here, inner, names in os.walk(folder, followlinks=True):
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        visible = [name for name in names if not name.startswith(".")]
+        images += [Path(here, name) for name in visible if _is_image(name)]
+        other += sum(not _is_image(name) for name in visible)
+    return tuple(sorted(images, key=lambda path: path.relative_to(folder).as_posix())), other
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise Error(f"data: {folder} must be readable, got {error.strerror}") from None
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in _entries(folder) if entry.is_dir()]

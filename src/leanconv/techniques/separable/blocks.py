@@ -1,0 +1,205 @@
+"""The separable layer: depthwise, then pointwise, with room for a norm and an activation between and after."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from leanconv.errors import Error
+from leanconv.techniques.separable.layers import (
+    DepthwiseConv1d,
+    DepthwiseConv2d,
+    DepthwiseConv3d,
+    PointwiseConv1d,
+    PointwiseConv2d,
+    PointwiseConv3d,
+    Size,
+    one_of,
+)
+
+__all__ = ["SeparableConv1d", "SeparableConv2d", "SeparableConv3d"]
+
+WHERE = ("both", "between", "after")
+_CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class _Separable(nn.Module):
+    """See :class:`SeparableConv2d`."""
+
+    dims: ClassVar[int]
+    depthwise_class: ClassVar[Any]
+    pointwise_class: ClassVar[Any]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        depth_multiplier: int = 1,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+        act_layer: Callable[[], nn.Module] | None = None,
+        where: str = "both",
+    ) -> None:
+        super().__init__()
+        one_of(type(self).__name__, "where", where, WHERE)
+        self.where = where
+        self.conv_dw = self.depthwise_class(
+            in_channels, kernel_size, stride, padding, dilation, False, padding_mode, device, dtype, depth_multiplier
+        )
+        if where != "after":
+            self._add("dw", self.conv_dw.out_channels, norm_layer, act_layer)
+        self.conv_pw = self.pointwise_class(self.conv_dw.out_channels, out_channels, groups, bias, device, dtype)
+        if where != "between":
+            self._add("pw", out_channels, norm_layer, act_layer)
+
+    def _add(
+        self,
+        suffix: str,
+        channels: int,
+        norm_layer: Callable[[int], nn.Module] | None,
+        act_layer: Callable[[], nn.Module] | None,
+    ) -> None:
+        """A norm before an activation, each only where it is asked for."""
+        like = self.conv_dw.weight
+        if norm_layer is not None:
+            self.add_module(f"norm_{suffix}", norm_layer(channels).to(device=like.device, dtype=like.dtype))
+        if act_layer is not None:
+            self.add_module(f"act_{suffix}", act_layer())
+
+    @property
+    def in_channels(self) -> int:
+        """Cin."""
+        return int(self.conv_dw.in_channels)
+
+    @property
+    def out_channels(self) -> int:
+        """Cout."""
+        return int(self.conv_pw.out_channels)
+
+    @property
+    def depth_multiplier(self) -> int:
+        """Kernels per input channel."""
+        return int(self.conv_dw.depth_multiplier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, Cin, *spatial) -> (N, Cout, *spatial')."""
+        for layer in self.children():  # in the order in which they were added
+            x = layer(x)
+        return x
+
+    def parts(self, suffix: str) -> list[nn.Module]:
+        """The norm and the activation after ``conv_dw`` (suffix ``"dw"``) or ``conv_pw`` (``"pw"``), where present."""
+        return [child for name, child in self.named_children() if name in (f"norm_{suffix}", f"act_{suffix}")]
+
+    def dense(self) -> nn.Module:
+        """The dense convolution that computes the same.
+
+        ``weight[o, c] = sum over j of pointwise[o, c m + j] depthwise[c m + j]``
+
+        Returns:
+            An ``nn.Conv*d`` with its bias; where a norm or an activation follows, an ``nn.Sequential`` of it and them.
+
+        Raises:
+            Error: a norm or an activation stands between the two, so that no single convolution computes the same.
+        """
+        if self.parts("dw"):
+            got = ", ".join(type(part).__name__ for part in self.parts("dw"))
+            raise Error(f"{type(self).__name__}: dense() needs nothing between depthwise and pointwise, got {got}")
+        conv = self._dense_convolution()
+        after = [copy.deepcopy(part) for part in self.parts("pw")]
+        return nn.Sequential(conv, *after).train(self.training) if after else conv
+
+    def _dense_convolution(self) -> nn.Module:
+        dw, pw = self.conv_dw, self.conv_pw
+        groups = pw.groups if dw.in_channels % pw.groups == 0 else 1  # else groups cut through a channel's m kernels
+        conv: nn.Module = _CONV[self.dims](
+            dw.in_channels, pw.out_channels, dw.kernel_size, dw.stride, dw.padding, dw.dilation, groups,
+            pw.bias is not None, dw.padding_mode, dw.weight.device, dw.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            weight: Any = conv.weight
+            weight.copy_(_own_group(_product(dw, pw), groups))
+            if pw.bias is not None:
+                conv.bias.copy_(pw.bias)  # type: ignore[operator]
+        return conv.train(self.training)
+
+
+def _product(dw: Any, pw: Any) -> Tensor:
+    """(Cout, Cin, *kernel): pointwise times depthwise, zeros where a group does not look."""
+    per_group, columns = pw.in_channels // pw.groups, pw.out_channels // pw.groups
+    mix = dw.weight.new_zeros(pw.out_channels, pw.in_channels)
+    for g in range(pw.groups):
+        rows = slice(g * columns, (g + 1) * columns)
+        mix[rows, g * per_group : (g + 1) * per_group] = pw.weight[rows].flatten(1)
+    mix = mix.view(pw.out_channels, dw.in_channels, dw.depth_multiplier)
+    kernels = dw.weight.flatten(1).view(dw.in_channels, dw.depth_multiplier, -1)
+    return torch.einsum("ocj,cjk->ock", mix, kernels).reshape(pw.out_channels, dw.in_channels, *dw.kernel_size)
+
+
+def _own_group(weight: Tensor, groups: int) -> Tensor:
+    """(Cout, Cin, ...) -> (Cout, Cin / groups, ...): each output's own group of inputs."""
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1] // groups
+    own = [weight[g * outputs : (g + 1) * outputs, g * inputs : (g + 1) * inputs] for g in range(groups)]
+    return torch.cat(own)
+
+
+class SeparableConv1d(_Separable):
+    """:class:`SeparableConv2d` over (N, C, L)."""
+
+    dims, depthwise_class, pointwise_class = 1, DepthwiseConv1d, PointwiseConv1d
+
+
+class SeparableConv2d(_Separable):
+    """Depthwise separable convolution: each channel on its own, then a weighted sum over channels per output.
+
+    ``z[c m + j] = depthwise[c m + j] * x[c]`` (a convolution), ``y[o] = bias[o] + sum over i of pointwise[o, i] z[i]``
+
+    Parameters, bias and norm apart: ``Cin m K + Cin m Cout / groups`` with K the area of the kernel, where a standard
+    convolution has ``Cin K Cout``. Arguments are torch.nn's; ``groups`` and ``bias`` belong to the pointwise half.
+
+    Args:
+        in_channels: Cin.
+        out_channels: Cout.
+        kernel_size: of the depthwise half: an integer or one per dimension.
+        stride: of the depthwise half.
+        padding: of the depthwise half: integers, ``"same"`` (stride 1 only) or ``"valid"``.
+        dilation: of the depthwise half.
+        groups: of the pointwise half; divides Cin m and Cout.
+        bias: of the pointwise half.
+        padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
+        device: where the parameters are.
+        dtype: their type.
+        depth_multiplier: m, depthwise kernels per input channel.
+        norm_layer: called with a number of channels, gives a norm; None for none.
+        act_layer: called without arguments, gives an activation; None for none.
+        where: ``"both"`` (MobileNet), ``"between"`` or ``"after"``: where norm and activation stand.
+
+    Submodules: ``conv_dw`` [``norm_dw``, ``act_dw``] ``conv_pw`` [``norm_pw``, ``act_pw``].
+
+    Shape: (N, Cin, H, W) -> (N, Cout, H', W'), H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1.
+
+    Raises:
+        Error: an argument out of range; an input with another number of channels or dimensions.
+
+    Source: S18; Howard et al. 2017, section 3.1.
+    """
+
+    dims, depthwise_class, pointwise_class = 2, DepthwiseConv2d, PointwiseConv2d
+
+
+class SeparableConv3d(_Separable):
+    """:class:`SeparableConv2d` over (N, C, D, H, W)."""
+
+    dims, depthwise_class, pointwise_class = 3, DepthwiseConv3d, PointwiseConv3d

@@ -53,7 +53,10 @@ def build(name: str, **given: Any) -> nn.Module:
     known = options(name)
     wrong = [] if known is None else [option for option in given if option not in known]
     if wrong:
-        raise Error(f"model {name}: options must be among {', '.join(known or ()) or 'none'}, got {', '.join(wrong)}")
+        near = _near(wrong[0], known or ())
+        raise Error(
+            f"model {name}: options must be among {', '.join(known or ()) or 'none'}, got {', '.join(wrong)}{near}"
+        )
     missing = [n for n, default in (known or {}).items() if default is inspect.Parameter.empty and n not in given]
     if missing:
         raise Error(f"model {name}: options without a default must be given, got none for {', '.join(missing)}")

@@ -11,7 +11,7 @@ from leanconv.errors import Error
 from leanconv.techniques.batchnorm.layers import BatchNorm2d
 from leanconv.techniques.separable import DepthwiseConv2d, SeparableConv2d
 
-__all__ = ["ConvNormAct", "ImageNet", "check_options", "initialise", "separable_block"]
+__all__ = ["ConvNormAct", "ImageClassifier", "check_options", "initialise", "separable_block"]
 
 
 class ConvNormAct(nn.Sequential):
@@ -38,7 +38,7 @@ def separable_block(in_channels: int, out_channels: int, stride: int = 1) -> Sep
     )
 
 
-class ImageNet(nn.Module):
+class ImageClassifier(nn.Module):
     """A network for images: features, mean over positions, classifier.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from leanconv.errors import Error
-from leanconv.models.blocks import ConvNormAct, ImageNet, check_options, initialise, separable_block
+from leanconv.models.blocks import ConvNormAct, ImageClassifier, check_options, initialise, separable_block
 from leanconv.techniques.separable import SeparableConv2d
 
 __all__ = ["dense_twin", "mobilenet_v1", "small"]
@@ -27,7 +27,7 @@ def mobilenet_v1(
     in_chans: int = 3,
     separable: bool = True,
     stem_stride: int = 2,
-) -> ImageNet:
+) -> ImageClassifier:
     """MobileNetV1 (Howard et al. 2017, table 1), for images of any size.
 
     At width 1 on 224 x 224: 568.7 million MACs with the classifier, 4.21 million parameters without batch norm's (4.23
@@ -53,7 +53,7 @@ def mobilenet_v1(
 
 def small(
     width: float = 1.0, num_classes: int = 10, in_chans: int = 3, separable: bool = True, stem_stride: int = 1
-) -> ImageNet:
+) -> ImageClassifier:
     """A MobileNet for images of 28 to 96 pixels: a stem and six blocks, 32 to 256 channels, 8 times smaller maps.
 
     Args:
@@ -80,7 +80,7 @@ def _network(
     width: float,
     ends: tuple[int, int, int],
     separable: bool,
-) -> ImageNet:
+) -> ImageClassifier:
     if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width <= 16:
         raise Error(f"{name}: width must satisfy 0 < width <= 16, got width={width!r}")
     num_classes, in_chans, stem_stride = ends
@@ -93,7 +93,7 @@ def _network(
         blocks.append(make(channels, _scaled(out, width), stride))
         channels = _scaled(out, width)
     features.add_module("blocks", nn.Sequential(*blocks))
-    model = ImageNet(name, in_chans, features, nn.Linear(channels, num_classes))
+    model = ImageClassifier(name, in_chans, features, nn.Linear(channels, num_classes))
     initialise(model)
     return model
 
@@ -149,4 +149,5 @@ def _dense_of(layer: SeparableConv2d) -> nn.Module:
         if name in ("norm_pw", "act_pw"):
             block.add_module(name.removesuffix("_pw"), part)
     initialise(block)
-    return block.train(layer.training)
+    block.train(layer.training)
+    return block if len(block) > 1 else conv

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from leanconv.errors import Error
-from leanconv.models.blocks import ImageNet, check_options, initialise
+from leanconv.models.blocks import ImageClassifier, check_options, initialise
 from leanconv.techniques.batchnorm.layers import BatchNorm2d
 from leanconv.techniques.dropout.layers import Dropout
 from leanconv.techniques.separable import SeparableConv2d
@@ -25,7 +25,7 @@ def plain(
     num_classes: int = 10,
     in_chans: int = 1,
     width: int = 32,
-) -> ImageNet:
+) -> ImageClassifier:
     """Six 3x3 convolutions with ReLU, mean over positions, one linear layer; each technique is a switch.
 
     Args:
@@ -50,7 +50,7 @@ def plain(
         layers += _layer(channels, width * times, stride, separable and bool(layers), batchnorm)
         channels = width * times
     head = _head("plain", channels, num_classes, dropout)
-    model = ImageNet("plain", in_chans, nn.Sequential(*layers), head)
+    model = ImageClassifier("plain", in_chans, nn.Sequential(*layers), head)
     initialise(model)
     return model
 

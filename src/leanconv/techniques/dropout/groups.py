@@ -136,7 +136,12 @@ def _entries(place: Place, keys: tuple[str, ...], dim: int, repeat: int) -> Iter
 
 # --- kinds of steps -------------------------------------------------------------------------------------------------
 
-_PRODUCTS = {"linear", "conv1d", "conv2d", "conv3d", "pad"}
+# Operations that leave the entries of a weight apart: products, padding, layout. Questions such as x.shape too.
+_PLAIN_NAMES = """
+linear conv1d conv2d conv3d pad contiguous view reshape flatten stack unbind movedim permute getitem
+dim size shape ndim dtype device stride is_contiguous requires_grad numel is_floating_point
+"""
+_PLAIN = frozenset(_PLAIN_NAMES.split())
 
 
 def _drops(step: Step) -> bool:
@@ -167,7 +172,7 @@ def _depthwise(step: Step) -> bool:
 def _plain(step: Step) -> bool:
     """Whether the weight goes into the product as it is (weight standardisation and the like mix its entries)."""
     weight = step.module._parameters.get("weight") if step.module is not None else None
-    return isinstance(weight, nn.Parameter) and all(op in _PRODUCTS or op.startswith("depthwise") for op in step.ops)
+    return isinstance(weight, nn.Parameter) and all(op.strip("_") in _PLAIN for op in step.ops)
 
 
 def _norm(module: nn.Module | None) -> bool:

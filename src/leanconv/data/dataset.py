@@ -129,5 +129,5 @@ def fingerprint(splits: dict[str, Split], classes: tuple[str, ...]) -> str:
         digest.update(f"{name} {tuple(split.images.shape)}".encode())
         digest.update(split.labels.contiguous().numpy().tobytes())
         for part in torch.split(split.images, 1024):
-            digest.update(part.contiguous().numpy())
+            digest.update(part.reshape(-1).numpy().data)
     return digest.hexdigest()

@@ -1,0 +1,20 @@
+"""What a network does, measured: time, differences of outputs, moments of hidden outputs, the gap.
+
+Prices of findings and certificates of changes are made of these. Nothing here leaves a trace in the network: flags,
+buffers and random numbers are as before.
+"""
+
+from leanconv.measure.latency import Comparison as Comparison
+from leanconv.measure.latency import Latency as Latency
+from leanconv.measure.latency import compare_latency as compare_latency
+from leanconv.measure.latency import latency as latency
+from leanconv.measure.latency import median_interval as median_interval
+from leanconv.measure.moments import Moments as Moments
+from leanconv.measure.moments import Shift as Shift
+from leanconv.measure.moments import moments as moments
+from leanconv.measure.moments import shift as shift
+from leanconv.measure.outputs import Gap as Gap
+from leanconv.measure.outputs import OutputDifference as OutputDifference
+from leanconv.measure.outputs import gap as gap
+from leanconv.measure.outputs import output_difference as output_difference
+from leanconv.measure.outputs import score as score

@@ -1,0 +1,120 @@
+"""What two networks give, compared; and what one is worth on images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from leanconv.data import DataSet, batches
+from leanconv.errors import Error
+from leanconv.graph import evaluating
+from leanconv.results import Difference, Score, difference
+
+__all__ = ["Gap", "OutputDifference", "gap", "output_difference", "score"]
+
+Example = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far apart the outputs of two networks are.
+
+    Attributes:
+        max, mean: of |a - b| over all elements.
+        scale: max|a|; ``max / scale`` is the relative difference.
+    """
+
+    max: float
+    mean: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """max|a - b| / max|a|; 0 where both are 0 throughout."""
+        return self.max / self.scale if self.scale else (0.0 if self.max == 0 else math.inf)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Accuracy on training images minus accuracy on held-out ones, both in eval mode and unaugmented."""
+
+    train: Score
+    held_out: Score
+    difference: Difference
+
+
+def output_difference(a: nn.Module, b: nn.Module, probe: Example) -> OutputDifference:
+    """Run two networks in eval mode on one input and compare what they give.
+
+    Args:
+        a, b: networks whose outputs have the same shapes; several outputs are taken together.
+        probe: (N, C, ...), or a tuple of inputs.
+
+    Returns:
+        max and mean of |a - b|, computed in float64. nan where an output is nan.
+
+    Raises:
+        Error: the outputs differ in number or shape.
+    """
+    first, second = _outputs(a, probe), _outputs(b, probe)
+    shapes = [[tuple(t.shape) for t in outputs] for outputs in (first, second)]
+    if shapes[0] != shapes[1] or not first:
+        raise Error(f"output_difference: outputs must have the same shapes, got {shapes[0]} and {shapes[1]}")
+    left, right = (torch.cat([t.double().reshape(-1) for t in outputs]) for outputs in (first, second))
+    # Equal infinities are equal: inf - inf would say nan.
+    apart = torch.where(left == right, torch.zeros_like(left), (left - right).abs())
+    if not apart.numel():
+        return OutputDifference(0.0, 0.0, 0.0)
+    return OutputDifference(float(apart.max()), float(apart.mean()), float(left.abs().max()))
+
+
+def score(model: nn.Module, data: DataSet, split: str, size: int = 256) -> Score:
+    """Accuracy and mean cross entropy (nats) of a classifier on a split, in eval mode, unaugmented.
+
+    Args:
+        model: (N, C, H, W) -> (N, classes).
+        data: the set.
+        split: ``train``, ``val`` or ``test``.
+        size: images per pass.
+
+    Raises:
+        Error: no such split.
+    """
+    correct, loss, total = 0, 0.0, 0
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with evaluating(model):
+        for images, labels, _ in batches(data, split, size):
+            logits, labels = model(images.to(device)).double(), labels.to(device)
+            correct += int((logits.argmax(1) == labels).sum())
+            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+            total += len(labels)
+    return Score(correct, total, loss / total)
+
+
+def gap(model: nn.Module, data: DataSet, held_out: str = "val", size: int = 256) -> Gap:
+    """How much better a classifier is on its training images than on others: row S1's sign of overfitting.
+
+    Args:
+        model: (N, C, H, W) -> (N, classes).
+        data: the set.
+        held_out: ``val`` or ``test``.
+        size: images per pass.
+
+    Returns:
+        Both scores and their difference with Newcombe's interval.
+
+    Raises:
+        Error: no such split.
+    """
+    train, other = score(model, data, "train", size), score(model, data, held_out, size)
+    return Gap(train, other, difference(train, other))
+
+
+def _outputs(model: nn.Module, probe: Example) -> list[Tensor]:
+    with evaluating(model):
+        given = model(*probe) if isinstance(probe, tuple) else model(probe)
+        return [t.detach().clone() for t in tree_leaves(given) if isinstance(t, Tensor)]

@@ -1,7 +1,7 @@
-"""The build backend: scikit-build-core, which compiles the native library, or builds pure Python where nothing compiles.
+"""The build backend: scikit-build-core, which compiles the native library; pure Python where nothing compiles.
 
-scikit-build-core itself falls back where CMake runs and fails (pyproject.toml, ``if.failed``). Two cases remain for this
-file: without a compiler no CMake is asked for, and a CMake that cannot be had is no reason to fail.
+scikit-build-core itself falls back where CMake runs and fails (pyproject.toml, ``if.failed``). Two cases remain for
+this file: without a compiler no CMake is asked for, and a CMake that cannot be had is no reason to fail.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ def _has_compiler() -> bool:
 
 
 def get_requires_for_build_wheel(settings: Settings = None) -> list[str]:
+    """What a wheel needs: CMake too, where there is a compiler for it to call."""
     return build.get_requires_for_build_wheel(settings) if _has_compiler() else []
 
 
 def get_requires_for_build_editable(settings: Settings = None) -> list[str]:
+    """What an editable installation needs."""
     return build.get_requires_for_build_editable(settings) if _has_compiler() else []
 
 
 def build_wheel(directory: str, settings: Settings = None, metadata: str | None = None) -> str:
+    """Build a wheel, with native code if that can be."""
     return _or_pure(build.build_wheel, directory, settings, metadata)
 
 
 def build_editable(directory: str, settings: Settings = None, metadata: str | None = None) -> str:
+    """Build an editable wheel, with native code if that can be."""
     return _or_pure(build.build_editable, directory, settings, metadata)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
@@ -47,6 +48,9 @@ class Mask(ctypes.Structure):
     )
 
 
+_SIZE = ctypes.sizeof(Mask)
+
+
 @dataclass(frozen=True)
 class Library:
     """A loaded library and the instruction set in use.
@@ -63,30 +67,54 @@ class Library:
     _handle: ctypes.CDLL
     _numbers: dict[str, int]
 
-    def keep_mask(self, isa: str | None = None, parallel_for: int | None = None, **fields: int) -> None:
-        """Fill ``out``: 1 where the element's 16-bit number is at least ``limit``, at least one per row.
+    def keep_mask(
+        self,
+        key: int,
+        sample: int,
+        rows: int,
+        elements: int,
+        limit: int,
+        out: int,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Fill ``out``: 1 where the element's 16-bit number is at least the threshold ``limit``, at least one per row.
 
         Args:
-            isa: instruction set; default the one in use.
+            key: 64 bits.
+            sample: index of the first row's sample.
+            rows: rows of the mask.
+            elements: elements per row.
+            limit: the threshold, 0 to 65535.
+            out: address of rows x elements bytes.
             parallel_for: address of a function with the signature of ``torch_parallel_for``; None: this thread alone.
-            **fields: key, sample, rows, elements, limit, out of :class:`Mask`.
+            isa: instruction set; None: the one in use.
 
         Raises:
             Error: the library refused.
         """
-        self._mask("lc_keep_mask", isa, parallel_for, fields)
+        self._mask(self._handle.lc_keep_mask, isa, (key, sample, rows, elements, limit, out, parallel_for))
 
-    def keep_exact(self, isa: str | None = None, parallel_for: int | None = None, **fields: int) -> None:
+    def keep_exact(
+        self,
+        key: int,
+        sample: int,
+        rows: int,
+        elements: int,
+        limit: int,
+        out: int,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
         """Fill ``out``: 0 for the ``limit`` smallest 32-bit words of each row, else 1; see :meth:`keep_mask`."""
-        self._mask("lc_keep_exact", isa, parallel_for, fields)
+        self._mask(self._handle.lc_keep_exact, isa, (key, sample, rows, elements, limit, out, parallel_for))
 
-    def _mask(self, name: str, isa: str | None, parallel_for: int | None, fields: dict[str, int]) -> None:
-        number = self._numbers.get(isa or self.isa, -1)
-        mask = Mask(size=ctypes.sizeof(Mask), isa=number, parallel_for=parallel_for, **fields)
-        failure = getattr(self._handle, name)(ctypes.byref(mask))
+    def _mask(self, function: Callable[[object], int], isa: str | None, fields: tuple[int | None, ...]) -> None:
+        mask = Mask(_SIZE, self._numbers.get(isa or self.isa, -1), *fields)
+        failure = function(ctypes.byref(mask))
         if failure:
             why = _FAILURES.get(failure, f"failure {failure}")
-            raise Error(f"native {name[3:]}: {why}, got isa={isa or self.isa}, {fields}")
+            raise Error(f"native mask: {why}, got isa={isa or self.isa}, rows, elements, limit = {fields[2:5]}")
 
 
 def load() -> Library | None:

@@ -8,6 +8,7 @@ a forced choice never falls back silently.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ class Choice:
     why: str
 
 
+@lru_cache(maxsize=1024)
 def choose(
     op: str,
     shape: tuple[int, ...],

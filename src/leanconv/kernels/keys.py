@@ -175,15 +175,10 @@ def _signed(word: int) -> int:
 
 
 def _draw(samples: int) -> Tensor:
-    key = torch.empty(2, dtype=torch.int64)
-    key[0].random_(-(2**63), None)
-    draw = int(key[0]) & _WORD
+    draw = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None).item()) & _WORD
     frame = _state.frame(draw)
-    if frame is not None:
-        key[0], key[1] = _signed(draw ^ frame.salt), frame.offset
-    else:
-        key[1] = _rank() * samples
-    return key
+    key = (draw ^ frame.salt, frame.offset) if frame else (draw, _rank() * samples)
+    return torch.tensor((_signed(key[0]), key[1]))
 
 
 def _rank() -> int:

@@ -193,15 +193,9 @@ def _native_rows(op: str, key: Tensor, samples: int, elements: int, limit: int, 
     assert library is not None  # the choice said so
     drawn, offset = key.tolist()
     out = torch.empty((1 if batch else samples, elements), dtype=torch.bool)
-    getattr(library, op)(
-        parallel_for=parallel_for(),
-        key=drawn & _WORD,
-        sample=0 if batch else offset,
-        rows=out.shape[0],
-        elements=elements,
-        limit=limit,
-        out=out.data_ptr(),
-    )
+    fill = library.keep_mask if op == "keep_mask" else library.keep_exact
+    sample = 0 if batch else offset
+    fill(drawn & _WORD, sample, 1 if batch else samples, elements, limit, out.data_ptr(), parallel_for())
     return out
 
 

@@ -1,0 +1,78 @@
+"""The choice of an implementation: pure, explained, and never silent where it was forced."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from leanconv import _native
+from leanconv.errors import Error
+from leanconv.kernels import choice, philox, threads
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    monkeypatch.delenv("LEANCONV_NATIVE", raising=False)
+    monkeypatch.delenv("LEANCONV_ISA", raising=False)
+
+
+def test_rules():
+    def pick(**changes):
+        arguments = {"op": "keep_mask", "shape": (4, 8), "dtype": torch.bool, "isa": "avx2", **changes}
+        return choice.choose(**arguments)
+
+    assert pick().implementation == "native"
+    assert pick(forced=True).implementation == "native"
+    assert pick(forced=False) == choice.Choice("torch", "LEANCONV_NATIVE=0")
+    assert pick(isa=None) == choice.Choice("torch", "there is no native library")
+    assert "not on cuda" in pick(device="cuda").why
+    assert "no torch.float32" in pick(dtype=torch.float32).why
+
+
+@pytest.mark.parametrize("lacking", [{"isa": None}, {"device": "cuda"}, {"dtype": torch.float32}])
+def test_forced_and_impossible_is_an_error(lacking):
+    arguments = {"op": "keep_exact", "shape": (4, 8), "dtype": torch.bool, "isa": "avx2", **lacking}
+    with pytest.raises(Error, match=r"^LEANCONV_NATIVE=1: keep_exact must run in native code, got none: "):
+        choice.choose(**arguments, forced=True)
+
+
+def test_an_unknown_operation_is_an_error():
+    with pytest.raises(Error, match="op must be one of keep_mask, keep_exact, got op='warp'"):
+        choice.choose("warp", (1,), torch.bool)
+
+
+def test_explain(monkeypatch):
+    monkeypatch.setenv("LEANCONV_NATIVE", "0")
+    assert choice.explain("keep_mask", (2, 3)) == (
+        "keep_mask (2, 3) on cpu: torch (LEANCONV_NATIVE=0); native code: off, LEANCONV_NATIVE=0"
+    )
+    monkeypatch.setenv("LEANCONV_NATIVE", "")
+    expected = "native" if _native.available() else "torch"
+    assert choice.explain("keep_mask").startswith(f"keep_mask () on cpu: {expected} (")
+
+
+def test_the_environment_counts_at_call_time(monkeypatch):
+    ran = []
+    monkeypatch.setattr(philox, "_native_rows", lambda *a: ran.append("native") or philox.twin_mask(*a[1:]))
+    monkeypatch.setitem(philox._TWINS, "keep_mask", lambda *a: ran.append("torch") or philox.twin_mask(*a))
+    expected = []
+    for value in ["0", "1", "0"] if _native.available() else ["0"]:
+        monkeypatch.setenv("LEANCONV_NATIVE", value)
+        philox.keep_mask(torch.tensor([1, 2]), 1, 4, 5)
+        expected.append("torch" if value == "0" else "native")
+    assert ran == expected
+
+
+def test_forced_without_a_library_is_an_error(monkeypatch):
+    monkeypatch.setattr(_native, "_open", lambda: "it is not there")
+    _native._select.cache_clear()
+    try:
+        monkeypatch.setenv("LEANCONV_NATIVE", "1")
+        with pytest.raises(Error, match=r"^LEANCONV_NATIVE=1: native code must be there, got none: it is not there$"):
+            philox.keep_mask(torch.tensor([1, 2]), 1, 4, 5)
+    finally:
+        _native._select.cache_clear()
+
+
+def test_torchs_pool_is_found():
+    assert threads.parallel_for()  # from torch 2.10 on

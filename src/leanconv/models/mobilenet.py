@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import nn
 
 from leanconv.errors import Error
 from leanconv.models.blocks import ConvNormAct, ImageClassifier, check_options, initialise, separable_block
-from leanconv.techniques.separable import SeparableConv2d
+from leanconv.techniques.separable import SeparableConv2d, dense_fresh
 
 __all__ = ["dense_twin", "mobilenet_v1", "small"]
 
@@ -123,31 +122,12 @@ def dense_twin(model: nn.Module, seed: int = 0) -> nn.Module:
     if not paths:
         raise Error(f"dense_twin: the network must have SeparableConv2d layers, got none in {type(model).__name__}")
     twin = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for path in paths:
-            layer = twin.get_submodule(path)
-            assert isinstance(layer, SeparableConv2d)
-            dense = _dense_of(layer)
-            if path:
-                twin.set_submodule(path, dense)
-            else:
-                twin = dense
+    for number, path in enumerate(paths):
+        layer = twin.get_submodule(path)
+        if isinstance(layer, SeparableConv2d):
+            dense = dense_fresh(layer, seed + number)
+            dense.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if not path:
+                return dense
+            twin.set_submodule(path, dense)
     return twin
-
-
-def _dense_of(layer: SeparableConv2d) -> nn.Module:
-    dw, pw = layer.conv_dw, layer.conv_pw
-    options: dict[str, Any] = {"device": dw.weight.device, "dtype": dw.weight.dtype}
-    block = nn.Sequential()
-    conv = nn.Conv2d(
-        dw.in_channels, pw.out_channels, dw.kernel_size, dw.stride, dw.padding, dw.dilation, 1,
-        pw.bias is not None, dw.padding_mode, **options,
-    )  # fmt: skip
-    block.add_module("conv", conv)
-    for name, part in layer.named_children():
-        if name in ("norm_pw", "act_pw"):
-            block.add_module(name.removesuffix("_pw"), part)
-    initialise(block)
-    block.train(layer.training)
-    return block if len(block) > 1 else conv

@@ -124,10 +124,11 @@ class _Separable(nn.Module):
     def _dense_convolution(self) -> nn.Module:
         dw, pw = self.conv_dw, self.conv_pw
         groups = pw.groups if dw.in_channels % pw.groups == 0 else 1  # else groups cut through a channel's m kernels
-        conv: nn.Module = _CONV[self.dims](
-            dw.in_channels, pw.out_channels, dw.kernel_size, dw.stride, dw.padding, dw.dilation, groups,
-            pw.bias is not None, dw.padding_mode, dw.weight.device, dw.weight.dtype,
-        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten
+            conv: nn.Module = _CONV[self.dims](
+                dw.in_channels, pw.out_channels, dw.kernel_size, dw.stride, dw.padding, dw.dilation, groups,
+                pw.bias is not None, dw.padding_mode, dw.weight.device, dw.weight.dtype,
+            )  # fmt: skip
         with torch.no_grad():
             weight: Any = conv.weight
             weight.copy_(_own_group(_product(dw, pw), groups))

@@ -129,7 +129,7 @@ def _entries(place: Place, keys: tuple[str, ...], dim: int, repeat: int) -> Iter
     held = place.module._buffers if buffer else place.module._parameters
     for key in keys:
         tensor = held.get(key)
-        one_for_all = isinstance(place.module, nn.PReLU) and tensor is not None and tensor.numel() == 1 != place.after
+        one_for_all = isinstance(place.module, nn.PReLU) and tensor is not None and tensor.numel() == 1
         if tensor is not None and not one_for_all:
             yield Entries(f"{place.path}.{key}".lstrip("."), place.module, key, dim, repeat, buffer)
 

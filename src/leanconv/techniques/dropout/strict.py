@@ -156,9 +156,9 @@ class Strict:
         key = group, place.path
         if self._fresh or not self._rounds:
             self._rounds.append({})
-        elif any(key in drawn and torch.equal(drawn[key], stop) for drawn in self._rounds):
-            return
         elif key in self._rounds[-1]:
+            if any(key in drawn and torch.equal(drawn[key], stop) for drawn in self._rounds):
+                return
             self._rounds.append({})
         self._rounds[-1][key] = stop
         self._fresh, self._cache = False, None

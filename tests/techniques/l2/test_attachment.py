@@ -68,7 +68,15 @@ def test_adam_with_decoupled_decay_is_adamw() -> None:
     for name in WEIGHTS:
         torch.testing.assert_close(ours.get_parameter(name), torchs.get_parameter(name), rtol=1e-12, atol=1e-12)
     assert (ours.get_parameter("0.weight") - coupled.get_parameter("0.weight")).abs().max() > 1e-2
-    assert not getattr(optimizer, "_optimizer_step_pre_hooks")  # noqa: B009
+    assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0}
+
+
+def test_adamw_decays_by_its_own_groups() -> None:
+    model = net()
+    adamw = torch.optim.AdamW(by_role(model))
+    attach(Context(model, optimizer=adamw, roles=ROLES), Options(0.1, where="decoupled"))
+    assert {g["role"]: g["weight_decay"] for g in adamw.param_groups}["weight"] == 0.1
+    assert not adamw._optimizer_step_pre_hooks
 
 
 def test_close_gives_the_groups_back() -> None:

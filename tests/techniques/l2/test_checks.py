@@ -69,6 +69,8 @@ def test_double_decay_by_penalty_or_hook() -> None:
     assert codes(model, sgd, recipe(where="loss", strength=0.0)) == []
     assert codes(model, sgd, recipe(where="loss", depthwise=False)) == ["L2003"]
     assert codes(model, sgd, recipe(where="optimizer")) == []
+    decouple(sgd, {model.get_parameter(name): 0.0 for name in WEIGHTS})
+    assert codes(model, sgd) == []
     decouple(sgd, {model.get_parameter(name): 0.1 for name in WEIGHTS})
     assert [f.severity for f in found(model, sgd)] == ["error", "error"]
     assert "decoupled hook" in found(model, sgd)[0].message

@@ -108,7 +108,9 @@ def test_ledger_has_every_parameter_exactly_once_with_its_decay() -> None:
 
 @pytest.mark.source("S14")
 def test_the_table_prints_lambda_and_the_equivalent_weight_decay() -> None:
-    text = ledger(net(), strength=0.8, form="lambda/2n", n=N, depthwise=False, roles=ROLES).table()
+    made = ledger(net(), strength=0.8, form="lambda/2n", n=N, depthwise=False, roles=ROLES)
+    text = made.table()
+    assert str(made) == text
     head, rule, *lines, foot = text.splitlines()
     assert head.split() == ["parameter", "shape", "role", "decayed", "in", "form", "lambda", "weight_decay", "count"]
     assert set(rule) == {"-", " "}

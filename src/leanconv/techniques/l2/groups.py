@@ -112,6 +112,9 @@ class Ledger:
         """The rows as plain dicts, for JSON."""
         return [{**asdict(row), "shape": list(row.shape)} for row in self.rows]
 
+    def __str__(self) -> str:
+        return self.table()
+
     def table(self) -> str:
         """The rows as aligned text, and below them how many numbers are decayed."""
         head = ("parameter", "shape", "role", "decayed in", "form", "lambda", "weight_decay", "count")

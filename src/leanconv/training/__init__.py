@@ -1,0 +1,7 @@
+"""From a recipe and images to a trained network in ``runs/<name>``."""
+
+from leanconv.training.folder import Run as Run
+from leanconv.training.folder import open_run as open_run
+from leanconv.training.run import train as train
+
+__all__ = ["Run", "open_run", "train"]

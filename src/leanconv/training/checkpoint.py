@@ -1,0 +1,140 @@
+"""A network on disk: one ``.safetensors`` file whose header says how to build the network and how to read images.
+
+Nothing in it is executed on loading. The header's SHA-256 over the weights detects damage, not an adversary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from leanconv.errors import Error
+from leanconv.recipe import Recipe
+
+__all__ = ["FORMAT_VERSION", "Header", "load", "save", "write_bytes"]
+
+FORMAT_VERSION = 1
+_KEY = "leanconv"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands beside the weights.
+
+    Attributes:
+        recipe: as plain values, every option written out; model and techniques are built again from it.
+        classes: names, in the order of the network's outputs.
+        shape: (C, H, W) of one input.
+        mean, std: per channel, of pixels scaled to 0..1; an input is ``(pixels - mean) / std``.
+        samples: n, the number of training images.
+        fingerprint: of the data set.
+    """
+
+    recipe: dict[str, Any]
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    samples: int
+    fingerprint: str
+
+    def built_from(self) -> Recipe:
+        """The recipe as an object."""
+        return Recipe.from_dict(self.recipe)
+
+
+def save(path: Path, state: Mapping[str, Tensor], header: Header) -> str:
+    """Write weights and header at once: the file is either the old one or the whole new one.
+
+    Args:
+        path: of the file; its folder exists.
+        state: name -> tensor, a ``state_dict``.
+        header: written into the file's metadata, with ``format_version`` and the digest.
+
+    Returns:
+        The SHA-256 of the weights, 64 hexadecimal digits.
+    """
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    digest = _digest(tensors)
+    about = {"format_version": FORMAT_VERSION, "weights_sha256": digest, **asdict(header)}
+    write_bytes(path, to_bytes(tensors, {_KEY: json.dumps(about)}))
+    return digest
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], Header]:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        Error: no such file; truncated, damaged or not of leanconv; a later format.
+    """
+    if not path.is_file():
+        raise Error(f"{path}: the weights must be a file, got nothing there")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise Error(f"{path}: the weights must be a whole .safetensors file, got a damaged one ({reason})") from None
+    about = _about(path, metadata.get(_KEY))
+    digest = about.pop("weights_sha256", None)
+    if _digest(tensors) != digest:
+        raise Error(f"{path}: the weights must have the SHA-256 of their header {digest}, got {_digest(tensors)}")
+    return tensors, _header(path, about)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file at once: under another name beside it, then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _about(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise Error(f"{path}: the weights must be of a run of leanconv, got a .safetensors file without its header")
+    try:
+        about = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Error(f"{path}: the header must be JSON, got: {error}") from None
+    version = about.pop("format_version", None) if isinstance(about, dict) else None
+    if version != FORMAT_VERSION:
+        raise Error(f"{path}: format_version must be {FORMAT_VERSION}, got {version!r}")
+    return about  # type: ignore[no-any-return]
+
+
+def _header(path: Path, about: dict[str, Any]) -> Header:
+    try:
+        for name in ("classes", "shape", "mean", "std"):
+            about[name] = tuple(about[name])
+        return Header(**about)
+    except (KeyError, TypeError) as error:
+        raise Error(f"{path}: the header must have the fields of a run, got: {error}") from None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

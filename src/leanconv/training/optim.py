@@ -1,0 +1,71 @@
+"""Optimizer and learning rate. Decay is not decided here: it is the business of the technique ``l2`` alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from leanconv.recipe import Training
+
+__all__ = ["factor", "groups", "make", "set_rate"]
+
+
+def groups(model: nn.Module, roles: Mapping[str, str], lr: float) -> list[dict[str, Any]]:
+    """One parameter group per role, in the order of first appearance, none decayed.
+
+    Args:
+        model: its parameters that take a gradient are put in; tied ones once.
+        roles: parameter name -> role.
+        lr: of every group.
+
+    Returns:
+        Groups with ``params``, ``names``, ``role``, ``weight_decay`` 0 and ``lr``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            empty = {"params": [], "names": [], "role": roles[name], "weight_decay": 0.0, "lr": lr}
+            group = found.setdefault(roles[name], empty)
+            group["params"].append(parameter)
+            group["names"].append(name)
+    return list(found.values())
+
+
+def make(model: nn.Module, roles: Mapping[str, str], settings: Training) -> Optimizer:
+    """SGD (momentum, Nesterov) or AdamW with one group per role."""
+    parameters = groups(model, roles, settings.lr)
+    if settings.optimizer == "adamw":
+        return AdamW(parameters, lr=settings.lr, weight_decay=0.0)
+    return SGD(
+        parameters, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov and settings.momentum > 0
+    )
+
+
+def factor(settings: Training, step: int, per_epoch: int) -> float:
+    """What the learning rate of a step is multiplied with: a linear rise over the warm-up, then the schedule.
+
+    ``(step + 1) / w`` for step < w = warmup * per_epoch; after it 1 (``constant``), or
+    ``(1 + cos(pi (step - w) / (steps - w))) / 2`` (``cosine``; Loshchilov & Hutter 2017).
+
+    Args:
+        settings: ``epochs``, ``warmup`` (in epochs) and ``schedule``.
+        step: from 0, over the whole training.
+        per_epoch: optimizer steps per epoch.
+    """
+    steps = settings.epochs * per_epoch
+    warm = min(settings.warmup * per_epoch, steps / 2)
+    if step < warm:
+        return min(1.0, (step + 1) / warm)
+    if settings.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1.0, steps - warm)))
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """The same learning rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import Error
-from leanconv.techniques.batchnorm.layers import BatchNorm2d
+from leanconv.techniques.batchnorm import BatchNorm2d
 from leanconv.techniques.separable import DepthwiseConv2d, SeparableConv2d
 
 __all__ = ["ConvNormAct", "ImageClassifier", "check_options", "initialise", "separable_block"]
@@ -80,7 +80,7 @@ def initialise(model: nn.Module) -> None:
     linear layer keeps torch's. Convolutions become channels_last.
     """
     for module in model.modules():
-        bare = isinstance(module, SeparableConv2d) and not module.parts("dw")
+        bare = isinstance(module, SeparableConv2d) and not module.between()
         for child in module.children():
             if isinstance(child, nn.Conv2d):
                 linear = bare and isinstance(child, DepthwiseConv2d)

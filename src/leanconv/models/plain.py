@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from leanconv.errors import Error
 from leanconv.models.blocks import ImageClassifier, check_options, initialise
-from leanconv.techniques.batchnorm.layers import BatchNorm2d
-from leanconv.techniques.dropout.layers import Dropout
+from leanconv.techniques.batchnorm import BatchNorm2d
+from leanconv.techniques.dropout import Dropout
 from leanconv.techniques.separable import SeparableConv2d
 
 __all__ = ["mlp", "plain"]
@@ -30,7 +30,7 @@ def plain(
 
     Args:
         dropout: the probability to drop a unit before the linear layer; True is 0.5, False leaves dropout out.
-        batchnorm: batch norm before each activation.
+        batchnorm: batch norm before each activation; it stands in for the convolutions' biases.
         separable: every convolution but the first is separable.
         num_classes: outputs.
         in_chans: channels of the image: 1 grey, 3 colour.
@@ -57,7 +57,7 @@ def plain(
 
 def _layer(inputs: int, outputs: int, stride: int, separable: bool, batchnorm: bool) -> list[nn.Module]:
     make = SeparableConv2d if separable else nn.Conv2d
-    convolution: nn.Module = make(inputs, outputs, 3, stride, 1)
+    convolution: nn.Module = make(inputs, outputs, 3, stride, 1, bias=not batchnorm)
     return [convolution, *([BatchNorm2d(outputs)] if batchnorm else []), nn.ReLU()]
 
 

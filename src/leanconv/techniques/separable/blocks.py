@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from leanconv.errors import Error
 from leanconv.techniques.separable.layers import (
@@ -79,19 +80,29 @@ class _Separable(nn.Module):
             self.add_module(f"act_{suffix}", act_layer())
 
     @property
+    def depthwise(self) -> Any:
+        """The depthwise convolution, also where surgery has wrapped it."""
+        return self._halves()[0]
+
+    @property
+    def pointwise(self) -> Any:
+        """The pointwise convolution, also where surgery has wrapped it."""
+        return self._halves()[1]
+
+    @property
     def in_channels(self) -> int:
         """Cin."""
-        return int(self.conv_dw.in_channels)
+        return int(self.depthwise.in_channels)
 
     @property
     def out_channels(self) -> int:
         """Cout."""
-        return int(self.conv_pw.out_channels)
+        return int(self.pointwise.out_channels)
 
     @property
     def depth_multiplier(self) -> int:
         """Kernels per input channel."""
-        return int(self.conv_dw.depth_multiplier)
+        return int(self.depthwise.out_channels // self.depthwise.in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, Cin, *spatial) -> (N, Cout, *spatial')."""
@@ -99,9 +110,26 @@ class _Separable(nn.Module):
             x = layer(x)
         return x
 
-    def parts(self, suffix: str) -> list[nn.Module]:
-        """The norm and the activation after ``conv_dw`` (suffix ``"dw"``) or ``conv_pw`` (``"pw"``), where present."""
-        return [child for name, child in self.named_children() if name in (f"norm_{suffix}", f"act_{suffix}")]
+    def flat(self) -> list[nn.Module]:
+        """What runs, in order; sequences are opened, identities left out."""
+        return [part for child in self.children() for part in _opened(child)]
+
+    def _halves(self) -> list[_ConvNd]:
+        found = [part for part in self.flat() if isinstance(part, _ConvNd)]
+        if len(found) != 2:
+            kinds = ", ".join(type(part).__name__ for part in self.flat())
+            raise Error(f"{type(self).__name__}: it must hold a depthwise and a pointwise convolution, got {kinds}")
+        return found
+
+    def between(self) -> list[nn.Module]:
+        """What stands before the pointwise convolution besides the depthwise one, such as a norm and an activation."""
+        parts = self.flat()
+        return [part for part in parts[: parts.index(self.pointwise)] if part is not self.depthwise]
+
+    def after(self) -> list[nn.Module]:
+        """What stands after the pointwise convolution."""
+        parts = self.flat()
+        return parts[parts.index(self.pointwise) + 1 :]
 
     def dense(self) -> nn.Module:
         """The dense convolution that computes the same.
@@ -114,38 +142,67 @@ class _Separable(nn.Module):
         Raises:
             Error: a norm or an activation stands between the two, so that no single convolution computes the same.
         """
-        if self.parts("dw"):
-            got = ", ".join(type(part).__name__ for part in self.parts("dw"))
+        if self.between():
+            got = ", ".join(type(part).__name__ for part in self.between())
             raise Error(f"{type(self).__name__}: dense() needs nothing between depthwise and pointwise, got {got}")
         conv = self._dense_convolution()
-        after = [copy.deepcopy(part) for part in self.parts("pw")]
-        return nn.Sequential(conv, *after).train(self.training) if after else conv
+        after = [copy.deepcopy(part) for part in self.after()]
+        return _in_mode(nn.Sequential(conv, *after), self.training) if after else conv
 
     def _dense_convolution(self) -> nn.Module:
-        dw, pw = self.conv_dw, self.conv_pw
-        groups = pw.groups if dw.in_channels % pw.groups == 0 else 1  # else groups cut through a channel's m kernels
-        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten
-            conv: nn.Module = _CONV[self.dims](
-                dw.in_channels, pw.out_channels, dw.kernel_size, dw.stride, dw.padding, dw.dilation, groups,
-                pw.bias is not None, dw.padding_mode, dw.weight.device, dw.weight.dtype,
-            )  # fmt: skip
+        dw, pw = self.depthwise, self.pointwise
+        conv = self.dense_shell()
         with torch.no_grad():
-            weight: Any = conv.weight
-            weight.copy_(_own_group(_product(dw, pw), groups))
+            conv.weight.copy_(_own_group(_product(dw, pw), conv.groups))
+            if dw.bias is not None:  # a fold has put it there; it passes through the pointwise half alone
+                conv.bias.copy_(_mix(dw, pw) @ dw.bias)
+            elif conv.bias is not None:
+                conv.bias.zero_()
             if pw.bias is not None:
-                conv.bias.copy_(pw.bias)  # type: ignore[operator]
+                conv.bias.add_(pw.bias)
+        return conv  # type: ignore[no-any-return]
+
+    def dense_shell(self) -> Any:
+        """A dense convolution with these arguments and weights to be filled in."""
+        dw, pw = self.depthwise, self.pointwise
+        groups = pw.groups if dw.in_channels % pw.groups == 0 else 1  # else groups cut through a channel's m kernels
+        bias = pw.bias is not None or dw.bias is not None
+        with torch.random.fork_rng(devices=[]):
+            conv = _CONV[self.dims](
+                dw.in_channels, pw.out_channels, dw.kernel_size, dw.stride, dw.padding, dw.dilation, groups,
+                bias, dw.padding_mode, dw.weight.device, dw.weight.dtype,
+            )  # fmt: skip
         return conv.train(self.training)
 
 
-def _product(dw: Any, pw: Any) -> Tensor:
-    """(Cout, Cin, *kernel): pointwise times depthwise, zeros where a group does not look."""
-    per_group, columns = pw.in_channels // pw.groups, pw.out_channels // pw.groups
-    mix = dw.weight.new_zeros(pw.out_channels, pw.in_channels)
+def _opened(module: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(module, nn.Sequential):
+        for child in module:
+            yield from _opened(child)
+    elif not isinstance(module, nn.Identity):
+        yield module
+
+
+def _in_mode(sequence: nn.Sequential, training: bool) -> nn.Sequential:
+    """The flag on the sequence alone: its parts keep theirs (a frozen norm stays so)."""
+    sequence.training = training
+    return sequence
+
+
+def _mix(dw: Any, pw: Any) -> Tensor:
+    """(Cout, Cin m): the pointwise weights, zeros where a group does not look."""
+    inputs, outputs = pw.in_channels // pw.groups, pw.out_channels // pw.groups
+    mix: Tensor = pw.weight.new_zeros(pw.out_channels, pw.in_channels)
     for g in range(pw.groups):
-        rows = slice(g * columns, (g + 1) * columns)
-        mix[rows, g * per_group : (g + 1) * per_group] = pw.weight[rows].flatten(1)
-    mix = mix.view(pw.out_channels, dw.in_channels, dw.depth_multiplier)
-    kernels = dw.weight.flatten(1).view(dw.in_channels, dw.depth_multiplier, -1)
+        rows = slice(g * outputs, (g + 1) * outputs)
+        mix[rows, g * inputs : (g + 1) * inputs] = pw.weight[rows].flatten(1)
+    return mix
+
+
+def _product(dw: Any, pw: Any) -> Tensor:
+    """(Cout, Cin, *kernel): pointwise times depthwise."""
+    mix = _mix(dw, pw).view(pw.out_channels, dw.in_channels, -1)
+    kernels = dw.weight.flatten(1).view(dw.in_channels, mix.shape[2], -1)
     return torch.einsum("ocj,cjk->ock", mix, kernels).reshape(pw.out_channels, dw.in_channels, *dw.kernel_size)
 
 

@@ -48,9 +48,9 @@ def loses(ctx: Context) -> Iterator[Finding]:
     """
     shared = _shared(ctx.model)
     for paths, module in _modules(ctx.model):
-        if not isinstance(module, _Separable) or module.conv_pw.groups > 1:
+        if not isinstance(module, _Separable) or module.pointwise.groups > 1:
             continue
-        kernel, m = module.conv_dw.kernel_size, module.depth_multiplier
+        kernel, m = module.depthwise.kernel_size, module.depth_multiplier
         share = ratio(module.out_channels, kernel, m)
         if share < 1:
             continue
@@ -58,7 +58,7 @@ def loses(ctx: Context) -> Iterator[Finding]:
         dense = standard_parameters(module.in_channels, module.out_channels, kernel)
         message = f"{paths[0] or 'the network'}: {here:,} separable weights where a dense convolution has {dense:,}"
         bound = any(_bound(part, shared) for part in module.modules())
-        fix: tuple[Edit, ...] = () if bound or module.parts("dw") else (_removal(ctx, paths, module),)
+        fix: tuple[Edit, ...] = () if bound or module.between() else (_removal(ctx, paths, module),)
         price = Price("weights against dense", share, share, share, "x", "predicted")
         yield Finding("SC001", paths[0], "warning", message, fix, (price,))
 

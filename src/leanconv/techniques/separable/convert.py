@@ -137,26 +137,20 @@ def dense_fresh(layer: _Separable, seed: int = 0) -> nn.Module:
         layer: a ``SeparableConv*d``.
         seed: the same seed gives the same weights; the user's generator is left alone.
     """
-    dw, pw = layer.conv_dw, layer.conv_pw
-    groups = pw.groups if dw.in_channels % pw.groups == 0 else 1
-    kind: Any = DENSE[layer.dims - 1]
-    with torch.random.fork_rng(devices=[]):
-        conv = kind(
-            dw.in_channels, pw.out_channels, dw.kernel_size, dw.stride, dw.padding, dw.dilation, groups,
-            pw.bias is not None, dw.padding_mode, dw.weight.device, dw.weight.dtype,
-        )  # fmt: skip
+    conv, pw = layer.dense_shell(), layer.pointwise
     with torch.no_grad():
-        fan = prod(conv.weight.shape[1:])
-        conv.weight.copy_(_normal(conv.weight, seed) * (2 / fan) ** 0.5)
-        if pw.bias is not None:
-            conv.bias.copy_(pw.bias)
-    after = [(n, copy.deepcopy(p)) for n, p in layer.named_children() if n in ("norm_pw", "act_pw")]
-    if not after:
-        return conv.train(layer.training)  # type: ignore[no-any-return]
+        conv.weight.copy_(_normal(conv.weight, seed) * (2 / prod(conv.weight.shape[1:])) ** 0.5)
+        if conv.bias is not None:
+            conv.bias.zero_() if pw.bias is None else conv.bias.copy_(pw.bias)
+    if not layer.after():
+        return conv  # type: ignore[no-any-return]
     block = nn.Sequential()
-    for name, part in (("conv", conv), *after):
-        block.add_module(name.removesuffix("_pw"), part)
-    return block.train(layer.training)
+    block.add_module("conv", conv)
+    for number, part in enumerate(layer.after()):
+        name = "norm" if any(True for _ in (*part.parameters(), *part.buffers())) else "act"
+        block.add_module(name if name not in block._modules else f"{name}{number}", copy.deepcopy(part))
+    block.training = layer.training
+    return block
 
 
 def _shell(conv: Any, multiplier: int, act: type[nn.Module] | None) -> Any:

@@ -37,7 +37,7 @@ def cost(layer: nn.Module, shape: Shape) -> Cost:
     if not isinstance(layer, _Separable):
         raise Error(f"separable.cost: the layer must be one of the technique's, got {type(layer).__name__}")
     total = Cost()
-    for part in layer.children():
+    for part in layer.flat():
         if isinstance(part, _ConvNd):
             one, shape = _convolution(part, shape)
         else:

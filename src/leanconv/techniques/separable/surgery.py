@@ -173,15 +173,21 @@ def _removal(ctx: Context, paths: list[str], module: nn.Module) -> Edit:
     if not isinstance(module, _Separable):
         layer = _torchs(module)
         return Edit(dict.fromkeys(paths, layer), f"{type(module).__name__} becomes nn.{type(layer).__name__}", "exact")
-    if module.parts("dw"):
+    if module.between():
         layer = dense_fresh(module, _seed(ctx, paths[0]))
         why = "no dense convolution computes what it does with a norm or an activation between: weights drawn anew"
         return Edit(dict.fromkeys(paths, layer), why, "changes")
-    layer, bias = module.dense(), "0.bias" if module.parts("pw") else "bias"
-    keys = {f"{p}.{bias}": f"{p}.conv_pw.bias" for p in paths} if module.conv_pw.bias is not None else {}
+    layer, keys = module.dense(), {}
+    if module.pointwise.bias is not None and module.depthwise.bias is None:
+        new, old = "0.bias" if module.after() else "bias", _name(module, module.pointwise.bias)
+        keys = {f"{path}.{new}": f"{path}.{old}" for path in paths}
     return Edit(
         dict.fromkeys(paths, layer), "separable weights multiplied out into one dense convolution", "exact", keys
     )
+
+
+def _name(module: nn.Module, parameter: nn.Parameter) -> str:
+    return next(name for name, p in module.named_parameters() if p is parameter)
 
 
 def _torchs(module: Any) -> nn.Module:

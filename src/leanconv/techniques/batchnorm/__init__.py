@@ -1,1 +1,43 @@
-"""Batch normalisation."""
+"""Batch normalisation: table 2-1 of the source (rows S8 to S11, S25), Ioffe & Szegedy 2015."""
+
+from __future__ import annotations
+
+from leanconv.techniques.batchnorm.checks import check
+from leanconv.techniques.batchnorm.cost import cost
+from leanconv.techniques.batchnorm.fold import fold, folded
+from leanconv.techniques.batchnorm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, freeze, frozen, unfreeze
+from leanconv.techniques.batchnorm.options import Options
+from leanconv.techniques.batchnorm.reference import algorithm1
+from leanconv.techniques.batchnorm.statistics import exact_statistics, precise_statistics
+from leanconv.techniques.batchnorm.surgery import apply, remove
+from leanconv.techniques.batchnorm.training import attach, roles
+
+__all__ = [
+    "LAYERS",
+    "NAME",
+    "ORDER",
+    "PAPER",
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Options",
+    "algorithm1",
+    "apply",
+    "attach",
+    "check",
+    "cost",
+    "exact_statistics",
+    "fold",
+    "folded",
+    "freeze",
+    "frozen",
+    "precise_statistics",
+    "remove",
+    "roles",
+    "unfreeze",
+]
+
+NAME = "batchnorm"
+ORDER = 200
+PAPER = "https://arxiv.org/abs/1502.03167"
+LAYERS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)

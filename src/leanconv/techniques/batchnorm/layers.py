@@ -1,4 +1,4 @@
-"""BatchNorm1d, BatchNorm2d and BatchNorm3d: torch.nn's signatures and state_dict, a forward and backward of their own."""
+"""BatchNorm1d, 2d and 3d: torch.nn's signatures and state_dict, a forward and backward of their own."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ ACTIVATIONS: dict[str, tuple[Activation, Callable[[], nn.Module]]] = {
 class BatchNorm(nn.Module):
     """What the three layers share: y = gamma (x - mu) / sqrt(s^2 + eps) + beta per channel, then the activation.
 
-    In training mu and s^2 (1/m) are the batch's, and running statistics move towards them by ``momentum``, the variance as
-    1/(m-1); in eval, and when frozen, the running statistics normalise. State and arguments are torch.nn's, and a
-    state_dict loads both ways. Use one of the three subclasses; they differ in the inputs they take.
+    In training mu and s^2 (1/m) are the batch's, and running statistics move towards them by ``momentum``, the
+    variance as 1/(m-1); in eval, and when frozen, the running statistics normalise. State and arguments are torch.nn's,
+    and a state_dict loads both ways. Use one of the three subclasses; they differ in the inputs they take.
 
     Args:
         num_features: C.
@@ -54,6 +54,8 @@ class BatchNorm(nn.Module):
 
     _version = 2
     dims: ClassVar[tuple[int, ...]] = ()
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
@@ -90,7 +92,7 @@ class BatchNorm(nn.Module):
         name = type(self).__name__
         if not isinstance(self.num_features, int) or self.num_features < 1:
             raise Error(f"{name}: num_features must be an integer >= 1, got num_features={self.num_features!r}")
-        if not isinstance(self.eps, int | float) or not (0 <= self.eps and isfinite(self.eps)):
+        if not isinstance(self.eps, int | float) or not (self.eps >= 0 and isfinite(self.eps)):
             raise Error(f"{name}: eps must be a finite number >= 0, got eps={self.eps!r}")
         if self.momentum is not None and not (isinstance(self.momentum, int | float) and 0 <= self.momentum <= 1):
             raise Error(f"{name}: momentum must satisfy 0 <= momentum <= 1 or be None, got momentum={self.momentum!r}")
@@ -113,7 +115,7 @@ class BatchNorm(nn.Module):
     def reset_parameters(self) -> None:
         """Step 1 of table 2-1: gamma = 1, beta = 0; and fresh running statistics."""
         self.reset_running_stats()
-        if self.affine:
+        if self.weight is not None and self.bias is not None:
             nn.init.ones_(self.weight)
             nn.init.zeros_(self.bias)
 
@@ -136,9 +138,8 @@ class BatchNorm(nn.Module):
         count = x.shape[0] * prod(x.shape[2:])
         if batch and count == 1:
             if self.on_single == "raise":
-                raise Error(
-                    f"{type(self).__name__}: training must get more than one value per channel, got shape {tuple(x.shape)}"
-                )
+                name = type(self).__name__
+                raise Error(f"{name}: training needs more than one value per channel, got shape {tuple(x.shape)}")
             batch = False
         given = (None, None) if batch else (self.running_mean, self.running_var)
         y, mean, var = normalise(x, self.weight, self.bias, self.eps, *given)
@@ -158,7 +159,6 @@ class BatchNorm(nn.Module):
         if not x.is_floating_point():
             raise Error(f"{type(self).__name__}: input must be of a floating point dtype, got {x.dtype}")
 
-    @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, count: int) -> None:
         """Move the running statistics: the mean as it is, the variance unbiased, times m / (m - 1)."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -166,9 +166,9 @@ class BatchNorm(nn.Module):
         if _recomputing():
             return
         self.num_batches_tracked.add_(1)
-        for running, new in ((self.running_mean, mean), (self.running_var, var * (count / (count - 1)))):
-            share = self.num_batches_tracked.reciprocal() if self.momentum is None else self.momentum
-            running.copy_(torch.lerp(running.to(new.dtype), new, share if isinstance(share, float | int) else share.to(new.dtype)))
+        share = 1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
+        _move(self.running_mean, mean, share)
+        _move(self.running_var, var * (count / (count - 1)), share)
 
     def _activate(self, y: Tensor) -> Tensor:
         if self.activation is None:
@@ -192,7 +192,7 @@ class BatchNorm(nn.Module):
         old = (local_metadata.get("version") or 0) < 2
         if old and self.num_batches_tracked is not None and key not in state_dict:
             state_dict = dict(state_dict) | {key: self.num_batches_tracked}
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
 class BatchNorm1d(BatchNorm):
@@ -222,11 +222,19 @@ class BatchNorm3d(BatchNorm):
     dims = (5,)
 
 
+def _move(running: Tensor, new: Tensor, share: Tensor | float) -> None:
+    """running += share (new - running), computed in the dtype of the statistics."""
+    if running.dtype == new.dtype:
+        running.lerp_(new, share)
+    else:
+        running.copy_(torch.lerp(running.to(new.dtype), new, share))
+
+
 def _recomputing() -> bool:
-    """Whether this forward runs inside a backward pass: activation checkpointing shows a batch twice, it counts once."""
+    """Whether this forward runs inside a backward pass: checkpointing shows a batch twice, it counts once."""
     if torch.compiler.is_compiling():
         return False
-    return bool(torch._C._current_graph_task_id() != -1)  # type: ignore[attr-defined]
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def freeze(model: nn.Module, affine: bool = True) -> list[str]:
@@ -254,9 +262,8 @@ def freeze(model: nn.Module, affine: bool = True) -> list[str]:
         elif not frozen(layer):
             layer.register_forward_pre_hook(_use_running)
             layer.register_forward_hook(_put_back, always_call=True)
-        if affine and layer.affine:
-            layer.weight.requires_grad_(False)
-            layer.bias.requires_grad_(False)
+        for parameter in layer.parameters(recurse=False) if affine else ():
+            parameter.requires_grad_(False)
     return list(layers)
 
 
@@ -279,7 +286,7 @@ def unfreeze(model: nn.Module) -> list[str]:
                 layer._forward_hooks_always_called.pop(key, None)
         if isinstance(layer.weight, Tensor):
             layer.weight.requires_grad_(True)
-            layer.bias.requires_grad_(True)  # type: ignore[operator]
+            layer.bias.requires_grad_(True)
     return [p for p, _ in found]
 
 

@@ -1,6 +1,6 @@
 """Forward and backward of batch normalisation in few passes over memory.
 
-Forward, batch statistics: read x (mean), write x - mean, read it twice (variance, what rounding left of the mean), write y.
+Forward, batch statistics: read x (mean), write x - mean, read it (variance, what rounding left of the mean), write y.
 Two passes and no E[x^2] - E[x]^2: a channel of mean 1e4 and deviation 1 keeps its digits in float32. Half precision
 is computed in float32. The memory is seen as rows that hold whole pixels with all their channels (channels_last), or as
 planes (channels first), so that inner loops are long and nothing is reordered.
@@ -58,15 +58,21 @@ class Layout:
             return t.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
         return t.view(shape)
 
-    def spread(self, vector: Tensor) -> Tensor:
-        """A vector (C,) so that it meets the flat form."""
-        return vector.repeat(self.pixels) if self.pixels else vector.unsqueeze(1)
+    def spread(self, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """Vectors (C,) so that they meet the flat form."""
+        if not self.pixels:
+            return tuple(v.unsqueeze(1) for v in vectors)
+        if self.pixels == 1:
+            return vectors
+        stacked = torch.stack(vectors) if len(vectors) > 1 else vectors[0].unsqueeze(0)
+        return stacked.unsqueeze(1).expand(-1, self.pixels, -1).reshape(len(vectors), -1).unbind(0)
 
     def total(self, t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Sum per channel of the flat form, (C,); in two stages, which keeps more digits than one."""
-        if self.pixels:
-            return t.sum(0, dtype=dtype).view(self.pixels, self.channels).sum(0)
-        return t.sum(2, dtype=dtype).sum(0)
+        if not self.pixels:
+            return t.sum(2, dtype=dtype).sum(0)
+        rows = t.sum(0, dtype=dtype)
+        return rows if self.pixels == 1 else rows.view(self.pixels, self.channels).sum(0)
 
 
 def normalise(
@@ -90,61 +96,91 @@ def normalise(
     Returns:
         y in the dtype and memory format of x, the mean and the biased variance that were used, (C,), without gradient.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _transformed():
         return plain(x, gamma, beta, eps, mean, var)
     layout, dtype = Layout.of(x), accumulate_dtype(x)
     flat = layout.flat(x)
     gamma = _vector(gamma, 1, flat, layout, dtype)
     beta = _vector(beta, 0, flat, layout, dtype)
-    count = flat.numel() // layout.channels
-    centre = layout.total(flat.detach(), dtype) / count if mean is None else mean.to(dtype).clone()
-    given = None if mean is None or var is None else var.to(dtype)
+    if mean is None or var is None:
+        centre, given = layout.total(flat.detach(), dtype) / (flat.numel() // layout.channels), None
+    else:
+        centre, given = mean.to(dtype), var.to(dtype)
     if flat.dtype == dtype:
         # Batch normalisation does not see a shift, so the subtracted constant needs no gradient of its own; what is
         # kept for the backward pass is x - centre in place of x.
-        data, pivot = flat - layout.spread(centre), None
+        data, pivot = flat - layout.spread(centre)[0], None
     else:
-        data, pivot = flat, centre
-    y, rest, _, used = _Normalise.apply(data, pivot, gamma, beta, given, eps, layout)  # type: ignore[no-untyped-call]
-    mean_used = centre + rest if mean is None else centre
-    return layout.unflat(y, x.shape), mean_used, used
+        data, pivot = flat, centre if given is None else centre.clone()
+    if torch.is_grad_enabled() and (data.requires_grad or gamma.requires_grad or beta.requires_grad):
+        y, rest, used = _Normalise.apply(data, pivot, gamma, beta, given, eps, layout)  # type: ignore[no-untyped-call]
+    else:
+        y, rest, _, used = _forward(data, pivot, gamma, beta, given, eps, layout, overwrite=True)
+    return layout.unflat(y, x.shape), centre if rest is None else centre + rest, used
+
+
+def _transformed() -> bool:
+    """Whether a compiler, an exporter or a torch.func transform looks on: it gets plain operations."""
+    tracing = torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()
 
 
 def _vector(vector: Tensor | None, value: float, flat: Tensor, layout: Layout, dtype: torch.dtype) -> Tensor:
     if vector is None:
         return torch.full((layout.channels,), value, dtype=dtype, device=flat.device)
-    return vector.to(dtype)
+    return vector if vector.dtype == dtype else vector.to(dtype)
+
+
+def _forward(
+    data: Tensor,
+    pivot: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor,
+    given: Tensor | None,
+    eps: float,
+    layout: Layout,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """y, what rounding left of the batch's mean, 1 / sqrt(var + eps), var; ``overwrite``: data is no longer needed."""
+    t = data if pivot is None else data - layout.spread(pivot)[0]
+    if given is None:
+        count = t.numel() // layout.channels
+        rest = layout.total(t) / count
+        work = t * t
+        var = (layout.total(work) / count - rest * rest).clamp_(min=0)
+        inv = (var + eps).rsqrt_()
+        scale = gamma * inv
+        shift = torch.addcmul(beta, scale, rest, value=-1)
+    else:
+        rest, var, inv = None, given, (given + eps).rsqrt_()
+        scale, shift = gamma * inv, beta
+        work = t if overwrite or pivot is not None else torch.empty_like(t)
+    shift_, scale_ = layout.spread(shift, scale)
+    y = torch.addcmul(shift_, t, scale_, out=work)
+    y = y if y.dtype == data.dtype else y.to(data.dtype)
+    return y, rest, inv, var
 
 
 class _Normalise(torch.autograd.Function):
-    """y of the flat form, with the gradients of the paper collected into three passes."""
+    """y of the flat form, with the gradients of the paper collected into few passes."""
 
     @staticmethod
     def forward(
-        data: Tensor, pivot: Tensor | None, gamma: Tensor, beta: Tensor, given: Tensor | None, eps: float, layout: Layout
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        t = data if pivot is None else data - layout.spread(pivot)
-        work = torch.empty_like(t)
-        if given is None:
-            count = t.numel() // layout.channels
-            rest = layout.total(t) / count  # what rounding left of the mean
-            var = layout.total(torch.mul(t, t, out=work)) / count - rest * rest
-            var = var.clamp_(min=0)
-        else:
-            rest, var = torch.zeros_like(gamma), given.clone()
-        inv = (var + eps).rsqrt_()
-        scale = gamma * inv
-        y = torch.addcmul(layout.spread(beta - scale * rest), t, layout.spread(scale), out=work)
-        return y.to(data.dtype), rest, inv, var
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        data, pivot, gamma, _, given, ctx.eps, ctx.layout = inputs
-        _, rest, inv, var = output
-        ctx.batch = given is None
-        ctx.mark_non_differentiable(rest, inv, var)
+        ctx: Any,
+        data: Tensor,
+        pivot: Tensor | None,
+        gamma: Tensor,
+        beta: Tensor,
+        given: Tensor | None,
+        eps: float,
+        layout: Layout,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        y, rest, inv, var = _forward(data, pivot, gamma, beta, given, eps, layout, overwrite=False)
+        ctx.eps, ctx.layout = eps, layout
+        ctx.mark_non_differentiable(*(v for v in (rest, var) if v is not None))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(data, pivot, gamma, rest, inv)
+        return y, rest, var
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -152,36 +188,35 @@ class _Normalise(torch.autograd.Function):
             return (None,) * 7
         data, pivot, gamma, rest, inv = ctx.saved_tensors
         layout: Layout = ctx.layout
-        t = data if pivot is None else data - layout.spread(pivot)
-        g = dy.to(t.dtype)
+        t = data if pivot is None else data - layout.spread(pivot)[0]
+        g = dy if dy.dtype == t.dtype else dy.to(t.dtype)
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
-            dx, dgamma, dbeta = paper_gradients(g, t, gamma, None if ctx.batch else inv, ctx.eps, layout)
+            dx, dgamma, dbeta = paper_gradients(g, t, gamma, inv if rest is None else None, ctx.eps, layout)
         else:
             dx, dgamma, dbeta = _gradients(g, t, gamma, rest, inv, ctx)
         return (None if dx is None else dx.to(data.dtype), None, dgamma, dbeta, None, None, None)
 
 
 def _gradients(
-    g: Tensor, t: Tensor, gamma: Tensor, rest: Tensor, inv: Tensor, ctx: Any
+    g: Tensor, t: Tensor, gamma: Tensor, rest: Tensor | None, inv: Tensor, ctx: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """:func:`paper_gradients`, collected: dx = a g + k (x - mean) + c with three values per channel."""
     layout: Layout = ctx.layout
     need_x, _, need_gamma, need_beta = ctx.needs_input_grad[:4]
     scale = gamma * inv
-    if not ctx.batch:
+    if rest is None:
         dgamma = layout.total(g * t) * inv if need_gamma else None
         dbeta = layout.total(g) if need_beta else None
-        return g * layout.spread(scale) if need_x else None, dgamma, dbeta
-    count = t.numel() // layout.channels
-    work = torch.mul(t, g)
+        return g * layout.spread(scale)[0] if need_x else None, dgamma, dbeta
+    work = t * g
     dbeta = layout.total(g)
-    along = layout.total(work) - rest * dbeta  # sum of dy (x - mean)
+    dgamma = (layout.total(work) - rest * dbeta) * inv  # sum of dy x_hat
     if not need_x:
-        return None, along * inv, dbeta
-    k = -scale * inv * inv * along / count
-    c = -scale * dbeta / count - k * rest
-    dx = torch.addcmul(layout.spread(c), t, layout.spread(k), out=work).addcmul_(g, layout.spread(scale))
-    return dx, along * inv, dbeta
+        return None, dgamma, dbeta
+    slope = scale / -(t.numel() // layout.channels)
+    k = slope * inv * dgamma
+    c, k, a = layout.spread(torch.addcmul(slope * dbeta, k, rest, value=-1), k, scale)
+    return torch.addcmul(c, t, k, out=work).addcmul_(g, a), dgamma, dbeta
 
 
 def paper_gradients(
@@ -193,7 +228,7 @@ def paper_gradients(
         dy: dl/dy, flat.
         x: the input, flat.
         gamma: (C,).
-        inv: 1 / sqrt(var + eps) of given statistics, for an x from which their mean was taken; None for the batch's own.
+        inv: 1 / sqrt(var + eps) of given statistics, for an x without their mean; None for the batch's own.
         eps: added to the batch's variance.
         layout: how the flat form lies.
 
@@ -201,14 +236,15 @@ def paper_gradients(
         dl/dx (flat), dl/dgamma and dl/dbeta (C,).
     """
     if inv is not None:
-        return dy * layout.spread(gamma * inv), layout.total(dy * x) * inv, layout.total(dy)
+        return dy * layout.spread(gamma * inv)[0], layout.total(dy * x) * inv, layout.total(dy)
     m = x.numel() // layout.channels
-    centred = x - layout.spread(layout.total(x) / m)
+    centred = x - layout.spread(layout.total(x) / m)[0]
     var = layout.total(centred * centred) / m
     inv = (var + eps).rsqrt()
-    x_hat = centred * layout.spread(inv)
-    dx_hat = dy * layout.spread(gamma)
+    inv_, gamma_ = layout.spread(inv, gamma)
+    x_hat, dx_hat = centred * inv_, dy * gamma_
     dvar = layout.total(dx_hat * centred) * -0.5 * inv**3
     dmu = -layout.total(dx_hat) * inv + dvar * layout.total(-2 * centred) / m
-    dx = dx_hat * layout.spread(inv) + layout.spread(dvar) * 2 * centred / m + layout.spread(dmu) / m
+    dvar_, dmu_ = layout.spread(dvar, dmu)
+    dx = dx_hat * inv_ + dvar_ * 2 * centred / m + dmu_ / m
     return dx, layout.total(dy * x_hat), layout.total(dy)

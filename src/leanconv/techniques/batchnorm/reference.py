@@ -1,4 +1,4 @@
-"""Table 2-1 of the source in its own steps, to be read and compared with. The layers compute the same, with fewer passes."""
+"""Table 2-1 of the source in its own steps, to be read. The layers compute the same, with fewer passes."""
 
 from __future__ import annotations
 

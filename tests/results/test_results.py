@@ -102,7 +102,8 @@ def epoch(**changed: object) -> Epoch:
 def run(**changed: object) -> Run:
     values: dict[str, object] = {
         "name": "exp", "status": "done", "recipe": {"model": {"name": "plain"}}, "digest": "ab",
-        "data": {"mean": [0.5]}, "environment": {}, "train": Score(90, 100), "val": Score(8, 10), "test": Score(70, 100, 0.9), "params": 5,
+        "data": {"mean": [0.5]}, "environment": {},
+        "train": Score(90, 100), "val": Score(8, 10), "test": Score(70, 100, 0.9), "params": 5,
         "notes": ["one"],
     }  # fmt: skip
     return Run(**(values | changed))  # type: ignore[arg-type]

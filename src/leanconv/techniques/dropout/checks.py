@@ -176,20 +176,15 @@ def norm_after_next_layer(ctx: Context) -> Iterator[Finding]:
     Example:
         ``nn.Sequential(nn.Dropout2d(0.3), nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64))``
     Fix:
-        dropout after the last norm only, or recompute the statistics (``leanconv.nn.precise_statistics``) does not
-        help: it runs in training mode. A smaller p does.
+        dropout after the last norm only, or a smaller p.
     References:
         Li et al. 2018, arXiv 1801.05134.
     """
     for graph, step, p in _dropouts(ctx):
-        for reader, _ in readers(graph, step.outputs[0]):
-            norm = next((n for v in reader.outputs for n, _ in readers(graph, v) if _running(n)), None)
-            if weighted(reader) and norm is not None:
-                message = (
-                    f"{step.path}: dropout (p={p:g}) before {reader.path} raises the variance that {norm.path} learns"
-                )
-                yield Finding("DR006", step.path, "note", message, prices=_shift(p))
-                break
+        norm = _norm_behind(graph, step)
+        if norm is not None:
+            message = f"{step.path}: dropout (p={p:g}) raises, through a layer, the variance that {norm.path} learns"
+            yield Finding("DR006", step.path, "note", message, prices=_shift(p))
 
 
 RULES = (without_effect, before_a_norm, after_the_output, elements_of_maps, on_in_eval, norm_after_next_layer)
@@ -209,6 +204,18 @@ def _running(step: Step) -> bool:
     """A norm layer that keeps statistics for evaluation."""
     module = step.module
     return module is not None and module._buffers.get("running_var") is not None
+
+
+def _norm_behind(graph: Graph, step: Step) -> Step | None:
+    """The first norm that a dropout reaches through depthwise convolutions or one other layer with weights."""
+    for reader, between in readers(graph, step.outputs[0], filters=True):
+        if _running(reader) and any(weighted(s) for s in between):
+            return reader
+        behind = (n for v in reader.outputs for n, _ in readers(graph, v))
+        norm = next((n for n in behind if _running(n)), None) if weighted(reader) else None
+        if norm is not None:
+            return norm
+    return None
 
 
 def _downstream(graph: Graph, step: Step) -> Iterator[Step]:

@@ -236,4 +236,4 @@ def _probability(layer: Dropout, masks: Tensor) -> Tensor:
     q = threshold(layer.p) / 65536
     weights = (1 - q) ** kept.double() * q ** (units - kept).double()
     # Where every unit would stop, one of them, each equally likely, is kept.
-    return torch.where(kept == 0, 0.0, weights + torch.where(kept == 1, q**units / units, 0.0))
+    return (kept > 0) * (weights + (kept == 1).double() * (q**units / units))

@@ -13,7 +13,7 @@ from leanconv.graph import Graph, Step
 from leanconv.techniques.dropout.channelwise import keeps_channels
 from leanconv.techniques.dropout.layers import DropBlock2d, Dropout, StochasticDepth
 
-__all__ = ["activates", "back", "drops", "readers", "weighted", "with_dropout"]
+__all__ = ["activates", "back", "depthwise", "drops", "readers", "weighted", "with_dropout"]
 
 DROPPING = (Dropout, DropBlock2d, StochasticDepth, _DropoutNd)
 
@@ -53,11 +53,22 @@ def _passes(graph: Graph, step: Step) -> bool:
     return drops(step) or isinstance(step.module, nn.Identity) or keeps_channels(graph, step)
 
 
-def readers(graph: Graph, value: int) -> Iterator[tuple[Step, tuple[Step, ...]]]:
-    """The steps that a value reaches through dropout, pooling and Flatten, each with what stands between, in order."""
+def depthwise(step: Step) -> bool:
+    """A convolution that filters each channel on its own."""
+    return isinstance(step.module, _ConvNd) and step.module.groups == step.module.in_channels > 1
+
+
+def readers(graph: Graph, value: int, filters: bool = False) -> Iterator[tuple[Step, tuple[Step, ...]]]:
+    """The steps that a value reaches through dropout, pooling and Flatten, each with what stands between, in order.
+
+    Args:
+        graph: one recorded execution.
+        value: where to start.
+        filters: pass depthwise convolutions too.
+    """
     for step in graph.consumers(value):
-        if _passes(graph, step):
-            for last, between in readers(graph, step.outputs[0]):
+        if _passes(graph, step) or (filters and depthwise(step)):
+            for last, between in readers(graph, step.outputs[0], filters):
                 yield last, (step, *between)
         else:
             yield step, ()

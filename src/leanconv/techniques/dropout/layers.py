@@ -321,8 +321,7 @@ class DropBlock2d(_Stopping):
         return keep[0] if len(shape) == 3 else keep
 
     def _scale(self, shape: Shape, keep: Tensor) -> Tensor:
-        share = keep.float().mean((-3, -2, -1), keepdim=True)
-        return share.reciprocal()
+        return prod(keep.shape[-3:]) / keep.sum((-3, -2, -1), keepdim=True).double()
 
 
 class StochasticDepth(_Stopping):

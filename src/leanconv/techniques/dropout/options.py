@@ -31,9 +31,9 @@ class Options:
         mask: ``sample``: one mask per sample; ``batch``: one for the whole batch (row S2 of the source).
         count: ``bernoulli``: units stop independently; ``exact``: exactly round(p n) of n.
         strict: the parameters of stopped units are kept through the step (row S4); needs ``mask="batch"``.
-        where: ``head``: before the last layer with weights. ``hidden``: after every activation between hidden layers
-            that only convolutions without groups and Linears read, whole channels of maps at a time. ``all``: both.
-            ``auto`` is ``head``: noise before a batch norm makes its training and evaluation statistics differ.
+        where: ``head``: before the last layer with weights. ``hidden``: after the activations of all other layers,
+            whole channels of maps at a time (:func:`apply` says where exactly). ``all``: both. ``auto`` is ``head``,
+            because noise before a batch norm makes its training and evaluation statistics differ.
         init: dropout has no weights; both values do the same.
     """
 

@@ -35,8 +35,8 @@ def apply(ctx: Context, options: Options) -> list[Edit | Refusal]:
     """Put dropout where ``options.where`` says.
 
     - head: before the last layer with weights, on its features (whole channels if it is a convolution on maps).
-    - hidden: after each activation whose output only convolutions without groups and Linears read, pooling, Flatten and
-      dropout in between allowed. Not before a depthwise convolution or a sum, and never straight before a norm.
+    - hidden: after each activation whose output only convolutions without groups and Linears read; pooling, Flatten,
+      dropout and depthwise convolutions may stand between. Not before a sum, and never straight before a norm.
     - with ``strict`` at the same places, but moved up before Flatten and pooling, as whole channels, and only where
       strict mode can tell what a unit owns.
 
@@ -115,7 +115,7 @@ def _places(graph: Graph, options: Options) -> list[_Place]:
 def _hidden(graph: Graph, step: Step, head: Step) -> _Place | None:
     if not activates(step) or len(step.outputs) != 1 or graph.is_output(step.outputs[0]):
         return None
-    reached = list(readers(graph, step.outputs[0]))
+    reached = list(readers(graph, step.outputs[0], filters=True))
     if not reached or any(not _mixes(reader) or reader.index == head.index for reader, _ in reached):
         return None
     path = step.path if step.module is not None else reached[0][0].path
@@ -155,10 +155,11 @@ def _proposal(graph: Graph, place: _Place, options: Options) -> Edit | Refusal |
 
 
 def _layer(graph: Graph, value: int, options: Options) -> Dropout:
-    """Whole channels where a value is a map that a convolution made or reads (or strict mode needs them)."""
+    """Whole channels of a map, which a convolution reads or which is flattened later; else single elements."""
     shape = graph.shape(value)
     maps = options.strict and prod(shape[2:]) != 1
-    maps = maps or any(isinstance(reader.module, _ConvNd) for reader, _ in readers(graph, value))
+    for reader, _ in readers(graph, value):
+        maps = maps or isinstance(reader.module, _ConvNd) or len(graph.shape(reader.inputs[0])) == 2 < len(shape)
     kind = _BY_RANK.get(len(shape), Dropout) if maps else Dropout
     return kind(options.p, options.mask, options.count)
 

@@ -34,8 +34,8 @@ def norm_after() -> nn.Module:
 
 def depthwise() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(3, 6, 1), BatchNorm2d(6), nn.Conv2d(6, 12, 3, groups=6), nn.BatchNorm2d(12), nn.PReLU(12),
-        Dropout2d(0.5, "batch"), nn.Conv2d(12, 12, 3, groups=12, bias=False), nn.LeakyReLU(), nn.Conv2d(12, 4, 1),
+        nn.Conv2d(3, 6, 1), BatchNorm2d(6), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.PReLU(6),
+        Dropout2d(0.5, "batch"), nn.Conv2d(6, 12, 3, groups=6, bias=False), nn.LeakyReLU(), nn.Conv2d(12, 4, 1),
     )  # fmt: skip
 
 

@@ -203,7 +203,18 @@ def test_batches_are_float32_and_channels_last() -> None:
         batch = next(batches(made(9, channels), "train", 4, epoch=0, policy="auto"))
         assert batch.images.dtype == torch.float32
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.images.stride()[1:] == (
+            1,
+            12 * channels,
+            channels,
+        )  # the layout is told by strides at one channel too
         assert batch.labels.dtype == batch.positions.dtype == torch.int64
+
+
+def test_floating_images_are_not_normalised_in_place() -> None:
+    x = torch.full((2, 1, 3, 3), 51.0)
+    assert normalise(x, (0.1,), (0.5,)).unique().item() == pytest.approx((0.2 - 0.1) / 0.5, rel=1e-6)
+    assert x.unique().tolist() == [51.0]
 
 
 def test_the_set_is_never_written_to() -> None:

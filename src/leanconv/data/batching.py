@@ -100,7 +100,9 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     Returns:
         float32 (N, C, H, W), channels_last.
     """
-    x = images.to(torch.float32, memory_format=torch.channels_last)
     shift = torch.tensor(mean, dtype=torch.float32).mul_(255).view(1, -1, 1, 1)
     scale = torch.tensor(std, dtype=torch.float32).mul_(255).reciprocal_().view(1, -1, 1, 1)
-    return x.sub_(shift).mul_(scale)
+    # Plane by plane first: a vector per channel over channels_last values takes twice as long at three channels.
+    x = images.to(torch.float32, copy=True).sub_(shift).mul_(scale)
+    # Not .contiguous(): with one channel that leaves the strides as they are, and layers then choose the other layout.
+    return torch.empty(x.shape, memory_format=torch.channels_last).copy_(x)

@@ -22,7 +22,9 @@ RESULTS = Path(__file__).parent / "results"
 def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int = 30, warmup: int = 3) -> dict[str, float]:
     """Median seconds of each contender; every round runs all of them, starting with another one each time.
 
-    Only ratios within one result mean something: the machine may be shared, and its load then hits all alike.
+    Only ratios within one result mean something, and only where the machine is not overloaded: a contender longer than
+    a time slice of the scheduler is interrupted by other processes, one of a millisecond is not, so a
+    busy machine flatters the short ones. :func:`crowded` tells.
     """
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -35,18 +37,53 @@ def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int = 30,
     return {name: statistics.median(times[name]) for name in names}
 
 
+def others() -> float | None:
+    """Cores that other processes kept busy on average since this module was imported; None where it cannot be told."""
+    if _START is None or (now := _usage()) is None:
+        return None
+    wall, busy, own = (after - before for after, before in zip(now, _START, strict=True))
+    return round(max(0.0, busy - own) / max(wall, 1e-9), 2)
+
+
+def crowded() -> str | None:
+    """A sentence where other processes took more than a tenth of a core, so that no ratio can be trusted; else None."""
+    taken = others()
+    if taken is None or taken <= 0.1:
+        return None
+    return (
+        f"other processes took {taken} cores meanwhile: they interrupt the longer contenders, do not quote these ratios"
+    )
+
+
+def _usage() -> tuple[float, float, float] | None:
+    """Seconds: wall clock, processor time of the whole machine, and of this process and its children."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ticks = [int(x) for x in stat.read_text().splitlines()[0].split()[1:9]]
+    busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")  # all but idle and waiting for disks
+    return time.perf_counter(), busy, sum(os.times()[:4])
+
+
+_START = _usage()
+
+
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, load, versions, torch's threads, and the native instruction set."""
+    """Processor, cores at hand, what others took of them, versions, torch's threads, the native instruction set."""
     return {
         "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "others": others(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "native": _native.isa(),
     }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> str:
@@ -57,10 +94,15 @@ def _cpu() -> str:
 
 
 def write(name: str, record: Mapping[str, Any]) -> Path:
-    """Append the record, with the time and the machine, as one line of benchmarks/results/NAME.jsonl."""
+    """Append the record, with time, machine and :func:`crowded`, as one line of benchmarks/results/NAME.jsonl."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
-    line = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), **record}
+    line = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "crowded": crowded(),
+        **record,
+    }
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
     return path

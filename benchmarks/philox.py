@@ -48,6 +48,7 @@ def main() -> None:
         record[f"{threads} threads"] = {name: round(1e3 * seconds, 4) for name, seconds in medians.items()}
     tuned = "MALLOC_MMAP_THRESHOLD_" in os.environ
     path = bench.write("philox", {"elements": ROWS * ELEMENTS, "p": P, "tuned_malloc": tuned, "median_ms": record})
+    print(bench.crowded() or "the machine was free")
     print(f"appended to {path}")
 
 

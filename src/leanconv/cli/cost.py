@@ -51,13 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     from leanconv import models
     from leanconv.accounting import cost
 
-    model = _build(arguments.model, options, shape[1])
+    model = _build(arguments.model, options, shape[1:])
     report = cost(model, shape)
     twin, why = None, ""
     try:
         twin = cost(models.dense_twin(model), shape)
     except Error as error:
-        why = str(error)
+        why = str(error).partition(": ")[2]
     if arguments.json:
         print(json.dumps(_record(arguments.model, options, report, twin, why), indent=2))
     else:
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _build(name: str, options: dict[str, Any], channels: int) -> nn.Module:
+def _build(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> nn.Module:
     """The network; ours without memory for weights, since nothing needs to be computed."""
     import torch
 
@@ -73,7 +73,9 @@ def _build(name: str, options: dict[str, Any], channels: int) -> nn.Module:
 
     known = models.options(name)
     if known is not None and "in_chans" in known:
-        options.setdefault("in_chans", channels)
+        options.setdefault("in_chans", shape[0])
+    if known is not None and "imgsz" in known:
+        options.setdefault("imgsz", shape[1])
     with torch.device("meta" if name in models.names() else "cpu"):
         return models.build(name, **options)
 

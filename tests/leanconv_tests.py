@@ -19,5 +19,7 @@ def close(ours: Tensor, torchs: Tensor, ref64: Tensor) -> None:
     if not ref64.numel():
         return
     error = (ours.double() - ref64).abs().max().item()
-    allowed = 2 * (torchs.double() - ref64).abs().max().item() + 4 * torch.finfo(ours.dtype).eps * ref64.abs().max().item()
+    allowed = (
+        2 * (torchs.double() - ref64).abs().max().item() + 4 * torch.finfo(ours.dtype).eps * ref64.abs().max().item()
+    )
     assert error <= allowed, f"error {error:.3e}, allowed {allowed:.3e}"

@@ -108,8 +108,8 @@ class Finding:
 class Cost:
     """One forward pass: parameters held, multiply-adds (MACs) done, bytes moved where nothing is fused.
 
-    ``macs`` counts convolutions and matrix products, as the papers do. ``bytes`` is inputs + outputs + parameters of every
-    leaf layer, each once, at the dtype of the execution (4 bytes an element in float32).
+    ``macs`` counts convolutions and matrix products, as the papers do. ``bytes`` is inputs + outputs + parameters of
+    every leaf layer, each once, at the dtype of the execution (4 bytes an element in float32).
     """
 
     params: int = 0

@@ -389,7 +389,7 @@ def _version(tensor: Tensor) -> int:
 
 def _storage(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse and other tensors without a storage
         return id(tensor)
 

@@ -51,7 +51,7 @@ def roles(model: nn.Module) -> dict[str, str]:
     """The role of every parameter: what its technique calls it, else ``bias`` for one named so, else ``weight``.
 
     Returns:
-        Parameter name (as in ``model.named_parameters()``) -> ``weight | bias | norm | depthwise`` or a technique's own.
+        Parameter name, as in ``model.named_parameters()`` -> ``weight | bias | norm | depthwise`` or one of its own.
 
     Raises:
         Error: two techniques give one parameter different roles, or one names a parameter that does not exist.
@@ -61,9 +61,8 @@ def roles(model: nn.Module) -> dict[str, str]:
     for technique in all():
         for name, role in _known(technique, model, joined).items():
             if by.get(name, technique.NAME) != technique.NAME and joined[name] != role:
-                raise Error(
-                    f"{name}: a parameter has one role, got {joined[name]!r} from {by[name]} and {role!r} from {technique.NAME}"
-                )
+                got = f"{joined[name]!r} from {by[name]} and {role!r} from {technique.NAME}"
+                raise Error(f"{name}: a parameter has one role, got {got}")
             joined[name], by[name] = role, technique.NAME
     return joined
 

@@ -7,6 +7,7 @@ again and loading the weights.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def build(recipe: Recipe, shape: tuple[int, int, int], classes: int, samples: in
     idle, refusals = [], {}
     for name, options in recipe.technique_options().items():
         context = Context(model, graph=record(model, example), probe=example, seed=seed, samples=samples)
-        done = rewrite(model, techniques.get(name).apply(context, options))
+        done = rewrite(model, techniques.get(name).apply(context, _from_scratch(options)))
         model, refusals[name] = done.model, done.refusals
         if not done.edits:
             idle.append(name)
@@ -95,6 +96,11 @@ def attach(built: Built, recipe: Recipe, optimizer: Optimizer, samples: int) -> 
         elif name in built.idle:
             notes.append(f"{name} had no effect: {_reason(built.refusals[name])}")
     return attachments, notes
+
+
+def _from_scratch(options: Any) -> Any:
+    """Surgery keeps what trained weights know; a network that has not been trained yet starts fresh."""
+    return replace(options, init="fresh") if hasattr(options, "init") else options
 
 
 def _reason(refusals: tuple[Refusal, ...]) -> str:

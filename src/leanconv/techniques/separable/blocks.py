@@ -214,7 +214,10 @@ def _own_group(weight: Tensor, groups: int) -> Tensor:
 
 
 class SeparableConv1d(_Separable):
-    """:class:`SeparableConv2d` over (N, C, L)."""
+    """Depthwise separable convolution in 1-D, (N, Cin, L) -> (N, Cout, ...).
+
+    Formula, arguments, errors and source as of :class:`SeparableConv2d`; K is the product of the kernel's one side.
+    """
 
     dims, depthwise_class, pointwise_class = 1, DepthwiseConv1d, PointwiseConv1d
 
@@ -258,6 +261,9 @@ class SeparableConv2d(_Separable):
 
 
 class SeparableConv3d(_Separable):
-    """:class:`SeparableConv2d` over (N, C, D, H, W)."""
+    """Depthwise separable convolution in 3-D, (N, Cin, D, H, W) -> (N, Cout, ...).
+
+    Formula, arguments, errors and source as of :class:`SeparableConv2d`; K is the product of the kernel's sides.
+    """
 
     dims, depthwise_class, pointwise_class = 3, DepthwiseConv3d, PointwiseConv3d

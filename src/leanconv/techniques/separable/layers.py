@@ -154,7 +154,10 @@ class _Pointwise(_Conv):
 
 
 class DepthwiseConv1d(_Depthwise, nn.Conv1d):
-    """:class:`DepthwiseConv2d` over (N, C, L)."""
+    """Each channel convolved on its own in 1-D, (N, C, L) -> (N, C m, ...).
+
+    Formula, arguments, errors and source as of :class:`DepthwiseConv2d`.
+    """
 
     dims = 1
 
@@ -191,13 +194,19 @@ class DepthwiseConv2d(_Depthwise, nn.Conv2d):
 
 
 class DepthwiseConv3d(_Depthwise, nn.Conv3d):
-    """:class:`DepthwiseConv2d` over (N, C, D, H, W)."""
+    """Each channel convolved on its own in 3-D, (N, C, D, H, W) -> (N, C m, ...).
+
+    Formula, arguments, errors and source as of :class:`DepthwiseConv2d`.
+    """
 
     dims = 3
 
 
 class PointwiseConv1d(_Pointwise, nn.Conv1d):
-    """:class:`PointwiseConv2d` over (N, C, L)."""
+    """A weighted sum over the channels for each output in 1-D, (N, Cin, L) -> (N, Cout, L).
+
+    Formula, arguments, errors and source as of :class:`PointwiseConv2d`.
+    """
 
     dims = 1
 
@@ -227,7 +236,10 @@ class PointwiseConv2d(_Pointwise, nn.Conv2d):
 
 
 class PointwiseConv3d(_Pointwise, nn.Conv3d):
-    """:class:`PointwiseConv2d` over (N, C, D, H, W)."""
+    """A weighted sum over the channels for each output in 3-D, (N, Cin, D, H, W) -> (N, Cout, D, H, W).
+
+    Formula, arguments, errors and source as of :class:`PointwiseConv2d`.
+    """
 
     dims = 3
 

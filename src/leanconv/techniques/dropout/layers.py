@@ -11,7 +11,6 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from leanconv.errors import Error
 from leanconv.kernels import philox
@@ -84,6 +83,8 @@ class _Stopping(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if not (x.is_floating_point() or x.is_complex()):
             raise Error(f"{type(self).__name__}: the input must be of a floating dtype, got {x.dtype}")
+        if x.ndim == 0:
+            raise Error(f"{type(self).__name__}: the input must have at least one dimension, got a scalar")
 
     def _draw(self, shape: Shape, device: torch.device) -> Tensor:
         """Draw the mask for an input of this shape: bool, broadcastable to it. The next forward calls this once."""
@@ -137,11 +138,6 @@ class Dropout(_Stopping):
     def extra_repr(self) -> str:
         """p, mask and count, as given."""
         return f"p={self.p}, mask={self.mask!r}, count={self.count!r}"
-
-    def _check_input(self, x: Tensor) -> None:
-        super()._check_input(x)
-        if x.ndim == 0:
-            raise Error(f"{type(self).__name__}: the input must have at least one dimension, got a scalar")
 
     def _split(self, shape: Shape) -> tuple[int, Shape]:
         """How many samples, and the shape of one sample's units; without a batch, one sample."""
@@ -315,9 +311,9 @@ class DropBlock2d(_Stopping):
         rows, columns = height - side + 1, width - side + 1
         threshold = min(round(self.gamma(height, width) * 65536), 65535)
         places = philox.keep_mask(key, samples, channels * rows * columns, threshold, batch)
-        starts = (~places).view(-1, channels, rows, columns)
-        stopped = F.max_pool2d(F.pad(starts.float(), [side - 1] * 4), side, stride=1) > 0
-        keep = ~(stopped & ~stopped.flatten(1).all(1).view(-1, 1, 1, 1))
+        starts = (~places).view(-1, rows, columns, channels)  # channels last, as the masks of Dropout
+        stopped = _spread(_spread(starts, side, 1), side, 2)
+        keep = ~(stopped & ~stopped.flatten(1).all(1).view(-1, 1, 1, 1)).movedim(-1, 1)
         return keep[0] if len(shape) == 3 else keep
 
     def _scale(self, shape: Shape, keep: Tensor) -> Tensor:
@@ -355,11 +351,6 @@ class StochasticDepth(_Stopping):
         """p and mode, as given."""
         return f"p={self.p}, mode={self.mode!r}"
 
-    def _check_input(self, x: Tensor) -> None:
-        super()._check_input(x)
-        if x.ndim == 0:
-            raise Error("StochasticDepth: the input must have at least one dimension, got a scalar")
-
     def _draw(self, shape: Shape, device: torch.device) -> Tensor:
         batch = self.mode == "batch"
         key = philox.dropout_key(1 if batch else shape[0]).to(device)
@@ -378,6 +369,20 @@ def _masked(x: Tensor, keep: Tensor, scale: float | Tensor) -> Tensor:
     if keep.numel() < x.numel() and x.dtype in (torch.float32, torch.float64):
         return x * (keep.to(x.dtype) * scale)
     return x * keep * scale
+
+
+def _spread(starts: Tensor, side: int, dim: int) -> Tensor:
+    """Each True reaches over ``side`` entries of a dimension, which grows by side - 1; in log2(side) steps."""
+    zeros = list(starts.shape)
+    zeros[dim] = side - 1
+    reached = torch.cat([starts, starts.new_zeros(zeros)], dim)
+    width, length = 1, reached.shape[dim]
+    while width < side:
+        step = min(width, side - width)
+        longer = reached.clone()
+        longer.narrow(dim, step, length - step).bitwise_or_(reached.narrow(dim, 0, length - step))
+        reached, width = longer, width + step
+    return reached
 
 
 def _stopped(p: float, units: int) -> int:

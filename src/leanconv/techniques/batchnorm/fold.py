@@ -29,8 +29,9 @@ def fold(ctx: Context) -> list[Edit | Refusal]:
     """Batch norms, ours and torch's, into the layer that feeds them: W' = a W, b' = a (b - mean) + beta.
 
     Here a = gamma / sqrt(var + eps). Grouped, depthwise and transposed convolutions of any dimension and Linear;
-    computed in float64 and cast back. An activation inside the batch norm stays in its place as a module. Nothing that would change an eval output is
-    proposed: such places come back as refusals (pytorch#197539 folds a convolution that is called twice).
+    computed in float64 and cast back. An activation inside the batch norm stays in its place as a module. Nothing
+    that would change an eval output is proposed: such places come back as refusals (pytorch#197539 folds a convolution
+    that is called twice).
     """
     paths = [p for p, m in ctx.model.named_modules() if is_norm(m)]
     if ctx.graph is None:

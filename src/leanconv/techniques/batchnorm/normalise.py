@@ -143,6 +143,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """y, what rounding left of the batch's mean, 1 / sqrt(var + eps), var; ``overwrite``: data is no longer needed."""
     t = data if pivot is None else data - layout.spread(pivot)[0]
+    rest: Tensor | None = None
     if given is None:
         count = t.numel() // layout.channels
         rest = layout.total(t) / count
@@ -152,7 +153,7 @@ def _forward(
         scale = gamma * inv
         shift = torch.addcmul(beta, scale, rest, value=-1)
     else:
-        rest, var, inv = None, given, (given + eps).rsqrt_()
+        var, inv = given, (given + eps).rsqrt_()
         scale, shift = gamma * inv, beta
         work = t if overwrite or pivot is not None else torch.empty_like(t)
     shift_, scale_ = layout.spread(shift, scale)
@@ -188,6 +189,9 @@ class _Normalise(torch.autograd.Function):
             return (None,) * 7
         data, pivot, gamma, rest, inv = ctx.saved_tensors
         layout: Layout = ctx.layout
+        dx: Tensor | None
+        dgamma: Tensor | None
+        dbeta: Tensor | None
         t = data if pivot is None else data - layout.spread(pivot)[0]
         g = dy if dy.dtype == t.dtype else dy.to(t.dtype)
         if torch.is_grad_enabled():  # the gradient is to be differentiated again

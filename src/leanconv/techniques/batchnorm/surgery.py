@@ -13,12 +13,13 @@ from leanconv.contract import Claim, Context, Edit, Refusal
 from leanconv.graph import Graph, Step, evaluating
 from leanconv.techniques.batchnorm.layers import ACTIVATIONS, BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from leanconv.techniques.batchnorm.options import Options
-from leanconv.techniques.batchnorm.places import CONVOLUTIONS, activations, back, channel_count, is_norm, shared
+from leanconv.techniques.batchnorm.places import CONVOLUTIONS, activations, back, channel_count, is_norm
 from leanconv.techniques.batchnorm.statistics import Moments
 
 __all__ = ["Activation", "apply", "left_behind", "remove", "without_bias"]
 
 NO_GRAPH = "a recorded execution shows who feeds whom: give an example input"
+GATES = frozenset({"sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_"})
 BY_DIMS: Mapping[int, type[BatchNorm]] = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
 
 
@@ -78,13 +79,13 @@ def _unfit(graph: Graph, producer: Step | None, act: Step) -> str:
         return f"{producer.path} is called {calls} times, with one set of statistics for different outputs"
     if len(shape) != _output_dims(producer.module):
         return f"the output of {producer.path} has shape {shape}, whose channels are not in dimension 1"
-    if any(s.module is None and s.kind.startswith("mul") for v in act.outputs for s in graph.consumers(v)):
+    if act.kind.lower() in GATES and any(s.kind.startswith("mul") for v in act.outputs for s in graph.consumers(v)):
         return "it is a gate: its output multiplies"
     if producer.path == "":
         return "the network is this one layer"
-    name = shared(graph, producer)
-    if name is not None and len(graph.users(name)) > 1:
-        return f"{name} is read elsewhere too"
+    for name in producer.params:
+        if any(user.module is None for user in graph.users(name)):
+            return f"{name} is read by a function too"
     return ""
 
 

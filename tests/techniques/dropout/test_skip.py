@@ -153,6 +153,27 @@ def test_by_default_small_products_are_masked_and_large_ones_skip() -> None:
     assert compact.pays(10_000)
 
 
+def test_a_consumer_with_few_rows_gets_zeros_while_its_producer_skips() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), Dropout2d(0.5, "batch", "exact"), nn.Flatten(), nn.Linear(6 * 64, 5)
+    )
+    masked, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
+    skip(model, x)
+    assert work(model, x) == 2 * (3 * 9 * 6 * 128 // 2 + 2 * 6 * 64 * 5)
+    reference = one_step(copy.deepcopy(masked).double(), x.double(), 0)
+    same(one_step(model, x, 0), one_step(masked, x, 0), reference)
+
+
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_placing_undoes_selecting_and_keeps_the_memory_format(form: torch.memory_format) -> None:
+    x, index = torch.randn(2, 3, 4, 5).contiguous(memory_format=form), torch.tensor([0, 2, 5])
+    full = compact.place(x, index, 1, 6)
+    assert full.is_contiguous(memory_format=form)
+    assert torch.equal(full.index_select(1, index), x)
+    assert not full[:, [1, 3, 4]].any()
+
+
 # --- what skips, what does not ---------------------------------------------------------------------------------------
 
 

@@ -34,8 +34,8 @@ def skip(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, always: bool
     :func:`~leanconv.nn.strict`, that a stopped unit reaches no consumer and moves no running statistics. Where a group
     does not skip, it is masked in this way.
 
-    Skipping pays from a number of rows per product (samples; for convolutions, samples x output positions): see
-    :func:`leanconv.techniques.dropout.compact.pays`, a rule of shapes alone. Below, a group is masked.
+    Skipping pays from 128 rows per product (samples; for convolutions, samples x output positions), a rule of shapes
+    alone. Where the producer has fewer, the group is masked; where a consumer has, it gets zeros for stopped units.
 
     Second derivatives through a Linear that skips are an error of torch's. Not for ``torch.compile``: the shapes
     change with every mask.
@@ -159,8 +159,7 @@ class _Plan:
 
     def __init__(self, graph: Graph, group: Group, always: bool) -> None:
         self.group, self.always = group, always
-        self.out_positions = _positions(graph, group.producer)
-        self.in_positions = [_positions(graph, place) for place in group.consumers]
+        self.positions = {p.path: _positions(graph, p) for p in (group.producer, *group.consumers)}
         self.ranks = {p.path: len(graph.shape(graph.steps[p.index].inputs[0])) for p in group.dropouts}
         self.masks: dict[nn.Module, tuple[Tensor, float | Tensor]] = {}
         self.kept: Tensor | None = None  # indices of the units that are left; None: all of them are computed
@@ -181,8 +180,7 @@ class _Plan:
     def start(self, x: Tensor) -> None:
         """Draw the masks of the group, in the order in which its layers would."""
         self.masks, self.kept, self.state = {}, None, None
-        count = x.shape[0] * min([self.out_positions, *self.in_positions])
-        if not (self.always or compact.pays(count)):
+        if not self.pays(x, self.group.producer):
             return
         keep: Tensor | None = None
         for place in self.group.dropouts:
@@ -196,6 +194,10 @@ class _Plan:
             kept = keep.nonzero().view(-1)
             self.kept = kept if kept.numel() else None  # two dropouts can stop everything between them
             self.state = torch.get_rng_state()
+
+    def pays(self, x: Tensor, product: Place) -> bool:
+        """Whether this product, of this batch, is worth skipping."""
+        return self.always or compact.pays(x.shape[0] * self.positions[product.path])
 
     def drop(self, layer: nn.Module, x: Tensor) -> Tensor:
         """The dropout itself, with the mask that was drawn at the producer."""
@@ -247,7 +249,12 @@ class _Forward:
         if role.rows is not None:
             role.rows.start(x)
         rows = role.rows.kept if role.rows is not None else None
-        columns = role.columns[0].index(role.columns[1].before) if role.columns is not None else None
+        columns = None
+        if role.columns is not None:
+            plan, place = role.columns
+            columns = plan.index(place.before)
+            if columns is not None and not plan.pays(x, place):
+                x, columns = compact.place(x, columns, 1, plan.group.units * place.before), None
         if rows is None and columns is None:
             return type(module).forward(module, x, *args, **kwargs)
         weight, bias = module._parameters["weight"], module._parameters["bias"]

@@ -282,6 +282,7 @@ def test_a_checkpoint_recomputes_the_same_mask(reentrant: bool) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own use of torch.jit
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
 def test_compiled_in_one_graph_with_the_same_masks(make, shape, backend) -> None:

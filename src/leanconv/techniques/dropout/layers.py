@@ -311,8 +311,9 @@ class DropBlock2d(_Stopping):
         rows, columns = height - side + 1, width - side + 1
         threshold = min(round(self.gamma(height, width) * 65536), 65535)
         places = philox.keep_mask(key, samples, channels * rows * columns, threshold, batch)
-        starts = (~places).view(-1, rows, columns, channels)  # channels last, as the masks of Dropout
-        stopped = _spread(_spread(starts, side, 1), side, 2)
+        # Channels last, as the masks of Dropout; as bytes, since inductor's code for a cat of bools does not compile.
+        starts = (~places).view(-1, rows, columns, channels).to(torch.uint8)
+        stopped = _spread(_spread(starts, side, 1), side, 2) != 0
         keep = ~(stopped & ~stopped.flatten(1).all(1).view(-1, 1, 1, 1)).movedim(-1, 1)
         return keep[0] if len(shape) == 3 else keep
 
@@ -372,7 +373,7 @@ def _masked(x: Tensor, keep: Tensor, scale: float | Tensor) -> Tensor:
 
 
 def _spread(starts: Tensor, side: int, dim: int) -> Tensor:
-    """Each True reaches over ``side`` entries of a dimension, which grows by side - 1; in log2(side) steps."""
+    """Each 1 reaches over ``side`` entries of a dimension, which grows by side - 1; in log2(side) steps."""
     zeros = list(starts.shape)
     zeros[dim] = side - 1
     reached = torch.cat([starts, starts.new_zeros(zeros)], dim)

@@ -39,7 +39,7 @@ lint: $(VENV)/.dev  ## ruff, mypy --strict, import rules
 check: lint test  ## lint and test
 
 source: $(VENV)/.dev  ## every row of docs/source.md, its tests and their result
-	$(BIN)/python tools/source.py $(ARGS)
+	$(BIN)/python tools/source.py -n auto $(ARGS)
 
 bench: $(VENV)/.dev  ## every benchmark; results are appended to benchmarks/results
 	for script in benchmarks/*.py; do case $$script in */bench.py) ;; *) $(BIN)/python $$script $(ARGS) || exit 1;; esac; done

@@ -20,12 +20,12 @@ PAPER = "https://arxiv.org/abs/1903.10520"
 
 
 class StandardisedConv2d(nn.Conv2d):
-    """A convolution whose kernels have mean 0 and deviation 1."""
+    """A convolution whose kernels have mean 0 and deviation 1 / sqrt(Cin K), so that outputs keep the inputs' scale."""
 
     def standardised(self) -> Tensor:
         w = self.weight
         w = w - w.mean((1, 2, 3), keepdim=True)
-        return w / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return w / ((w.std((1, 2, 3), keepdim=True) + 1e-5) * w[0].numel() ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.standardised(), self.bias, self.stride, self.padding, self.dilation, self.groups)

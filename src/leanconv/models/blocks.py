@@ -47,6 +47,7 @@ class ImageClassifier(nn.Module):
         features: (N, in_chans, H, W) -> (N, C, H', W').
         classifier: (N, C) -> (N, num_classes).
         least: the smallest image side.
+        grid: the mean is taken in each of grid x grid parts of the map, and the classifier sees (N, C * grid^2).
 
     Shape: (N, in_chans, H, W) -> (N, num_classes). Everything runs channels_last.
 
@@ -54,11 +55,13 @@ class ImageClassifier(nn.Module):
         Error: an input of another shape.
     """
 
-    def __init__(self, name: str, in_chans: int, features: nn.Module, classifier: nn.Module, least: int = 1) -> None:
+    def __init__(
+        self, name: str, in_chans: int, features: nn.Module, classifier: nn.Module, least: int = 1, grid: int = 1
+    ) -> None:
         super().__init__()
         self.name, self.in_chans, self.least = name, in_chans, least
         self.features = features
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = nn.AdaptiveAvgPool2d(grid)
         self.flatten = nn.Flatten()
         self.classifier = classifier
 

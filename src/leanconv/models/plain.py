@@ -15,7 +15,7 @@ from leanconv.techniques.separable import SeparableConv2d
 __all__ = ["mlp", "plain"]
 
 # (output channels as a multiple of the width, stride) of each convolution.
-_ROWS = ((1, 1), (2, 2), (2, 1), (4, 2), (4, 1), (4, 1))
+_ROWS: tuple[Sequence[int], ...] = ((1, 1), (2, 2), (2, 1), (4, 2), (4, 1), (4, 1))
 
 
 def plain(
@@ -25,8 +25,10 @@ def plain(
     num_classes: int = 10,
     in_chans: int = 1,
     width: int = 32,
+    rows: Sequence[Sequence[int]] = _ROWS,
+    grid: int = 1,
 ) -> ImageClassifier:
-    """Six 3x3 convolutions with ReLU, mean over positions, one linear layer; each technique is a switch.
+    """3x3 convolutions with ReLU, six as it comes, mean over positions, one linear layer; each technique is a switch.
 
     Args:
         dropout: the probability to drop a unit before the linear layer; True is 0.5, False leaves dropout out.
@@ -34,25 +36,38 @@ def plain(
         separable: every convolution but the first is separable.
         num_classes: outputs.
         in_chans: channels of the image: 1 grey, 3 colour.
-        width: channels of the first convolution; the last has four times as many.
+        width: channels of the first convolution; the last has four times as many, unless ``rows`` says otherwise.
+        rows: of each convolution, output channels as a multiple of the width, and stride.
+        grid: the mean is taken in each of grid x grid parts of the map; the linear layer sees all of them.
 
-    Shape: (N, in_chans, H, W) -> (N, num_classes), for images of 28 to 96 pixels; four times smaller maps at the end.
+    Shape: (N, in_chans, H, W) -> (N, num_classes), for images of 28 to 96 pixels; four times smaller maps at the end,
+    unless ``rows`` says otherwise.
 
     Raises:
         Error: an option out of range.
 
     Source: S28.
     """
-    check_options("plain", num_classes=num_classes, in_chans=in_chans, width=width)
+    check_options("plain", num_classes=num_classes, in_chans=in_chans, width=width, grid=grid)
     layers: list[nn.Module] = []
     channels = in_chans
-    for times, stride in _ROWS:
+    for times, stride in _pairs(rows):
         layers += _layer(channels, width * times, stride, separable and bool(layers), batchnorm)
         channels = width * times
-    head = _head("plain", channels, num_classes, dropout)
-    model = ImageClassifier("plain", in_chans, nn.Sequential(*layers), head)
+    head = _head("plain", channels * grid**2, num_classes, dropout)
+    model = ImageClassifier("plain", in_chans, nn.Sequential(*layers), head, grid=grid)
     initialise(model)
     return model
+
+
+def _pairs(rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    counts = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
+    if not counts or any(not isinstance(r, Sequence) or len(r) != 2 for r in rows):
+        raise Error(f"plain: rows must be pairs (multiple of the width, stride), got rows={rows!r}")
+    for times, stride in rows:
+        check_options("plain", rows=times)
+        check_options("plain", rows=stride)
+    return rows
 
 
 def _layer(inputs: int, outputs: int, stride: int, separable: bool, batchnorm: bool) -> list[nn.Module]:

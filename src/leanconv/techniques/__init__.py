@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, cast
 
@@ -26,13 +28,19 @@ def all() -> tuple[Technique, ...]:
         Error: two techniques bear one name.
     """
     found = [import_module(f"{__name__}.{m.name}") for m in iter_modules(__path__) if m.ispkg]
-    found += [entry.load() for entry in entry_points(group="leanconv.techniques")]
+    found += [entry.load() for entry in _installed(tuple(sys.path))]
     techniques = sorted((cast("Technique", t) for t in found), key=lambda t: (t.ORDER, t.NAME))
     names = [t.NAME for t in techniques]
     for name in names:
         if names.count(name) > 1:
             raise Error(f"techniques: a name belongs to one technique, got {names.count(name)} named {name!r}")
     return tuple(techniques)
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Read once for each ``sys.path``: a reading goes through all installed distributions and takes 30 ms."""
+    return tuple(entry_points(group="leanconv.techniques"))
 
 
 def get(name: str) -> Technique:

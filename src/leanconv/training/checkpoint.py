@@ -95,7 +95,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], Header]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file at once: under another name beside it, then renamed."""
+    """Write a file at once: under another name beside it, then renamed.
+
+    Raises:
+        Error: it cannot be written; what stood there stays.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -104,9 +108,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise
+        raise Error(f"{path}: must be writable, got {error.strerror}") from None
 
 
 def _about(path: Path, text: str | None) -> dict[str, Any]:

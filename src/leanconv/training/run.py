@@ -74,6 +74,7 @@ def run(
     name: str | None = None,
     overwrite: bool = False,
     watch: Watch | None = None,
+    title: str | None = None,
 ) -> Run:
     """:func:`train` with a finished recipe, watched by a bar of the caller's.
 
@@ -88,7 +89,7 @@ def run(
         folders.claim(folder)
         (folder / RECIPE).write_text(recipes.dump(recipe), encoding="utf-8")
         steps = steps_per_epoch(len(loaded.train), recipe.training.batch)
-        with (watch or Watch()).training(name or folder.name, recipe.training.epochs, steps) as watching:
+        with (watch or Watch()).training(title or name or folder.name, recipe.training.epochs, steps) as watching:
             trained = fit(built, recipe, loaded, folder, header, watching)
         results.write_run(folder, _record(name or folder.name, recipe, loaded, built, trained))
     return Run(folder)

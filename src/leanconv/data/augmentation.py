@@ -28,13 +28,13 @@ class _Policy:
 _TABLE = {
     "none": None,
     "flip_crop": _Policy(8, "reflect", True),
-    "shift": _Policy(14, "edge", False),
-    "shift_flip": _Policy(14, "edge", True),
+    "shift": _Policy(28, "edge", False),
+    "shift_flip": _Policy(28, "edge", True),
 }
 
 POLICIES = tuple(_TABLE)
 """``none``; ``flip_crop``: shifted by up to side/8, borders reflected, half mirrored (the usual padded crop, for
-photos); ``shift``: up to side/14, borders repeated (small grey images, where mirroring may change the meaning);
+photos); ``shift``: up to side/28, borders repeated (small grey images, where mirroring may change the meaning);
 ``shift_flip``: the same, half mirrored."""
 
 

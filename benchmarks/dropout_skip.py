@@ -2,8 +2,8 @@
 
     python benchmarks/dropout_skip.py [--rounds 15] [--batches 32 128 512] [--width 4096]
 
-Contenders, interleaved: without dropout, nn.Dropout (a mask per sample), ours with one mask for the batch, the same with
-the stopped units left out (``skip``, as its rule decides, and ``always``), and strict mode with and without skipping.
+Contenders, interleaved: without dropout, nn.Dropout (a mask per sample), ours with one mask for the batch, the same
+with the stopped units left out (``skip``, as its rule decides, and ``always``), and strict mode with and without.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from leanconv import tune_allocator
-from leanconv.nn import Dropout, keyed, strict
-from leanconv.techniques.dropout.skip import skip
+from leanconv.nn import Dropout, keyed, skip, strict
 
 P = 0.5
 

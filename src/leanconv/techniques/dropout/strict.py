@@ -18,7 +18,6 @@ from leanconv.techniques.dropout.masking import Hook, Masking, stopped_of
 __all__ = ["Strict", "strict"]
 
 _Slot = tuple[Group, int, int]  # a group, the dimension of the parameter that runs over its units, entries per unit
-_Saved = tuple[Tensor, dict[str, Tensor]]
 _Round = dict[tuple[Group, str], Tensor]  # group and path of a dropout -> the entries that it stopped
 
 
@@ -92,6 +91,7 @@ class Strict:
         self._fresh = self._stepped = False
         self._cache: dict[str, Tensor] | None = None
         self._saved: dict[str, _Saved] = {}
+        self._silent: dict[str, tuple[int, int]] = {}
         self._masking = Masking(groups, self._drawn)
         self._handles = self._hook(model)
 
@@ -186,19 +186,21 @@ class Strict:
     # --- the step --------------------------------------------------------------------------------------------------
 
     def _silence(self, name: str, parameter: Tensor) -> None:
-        mask = None if self._stepped else self.stopped().get(name)
-        if mask is not None and parameter.grad is not None:
-            parameter.grad.masked_fill_(mask, 0)
+        """Zero the gradient of stopped entries, unless that was done and nothing wrote to it since."""
+        grad, mask = parameter.grad, None if self._stepped else self.stopped().get(name)
+        if mask is None or grad is None or self._silent.get(name) == (grad.data_ptr(), grad._version):
+            return
+        grad.masked_fill_(mask, 0)
+        self._silent[name] = grad.data_ptr(), grad._version
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         closure = any(a is not None for a in (*args, *kwargs.values()))  # the forward is still to come
-        names = set() if self._stepped else set(self.stopped())
-        self._saved = {n: self._save(p) for n, p in self._held.items() if closure or n in names}
-        for name in names & set(self._held):
-            self._silence(name, self._held[name])
-
-    def _save(self, parameter: Tensor) -> _Saved:
-        return parameter.detach().clone(), {k: s.clone() for k, s in self._state(parameter).items()}
+        masks = {} if self._stepped else self.stopped()
+        for name, parameter in self._held.items():
+            if closure or name in masks:
+                tensors = {"": parameter.detach(), **self._state(parameter)}
+                self._saved[name] = _Saved(tensors, None if closure else masks[name])
+                self._silence(name, parameter)
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         """The optimizer state that has an entry for each entry of the parameter."""
@@ -208,14 +210,30 @@ class Strict:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stopped = {} if self._stepped else self.stopped()
-        for name, (before, state) in self._saved.items():
+        for name, saved in self._saved.items():
             if name in stopped:
-                parameter, mask = self._held[name], stopped[name]
-                parameter.copy_(torch.where(mask, before, parameter))
-                for key, now in self._state(parameter).items():
-                    # State that the step has just made starts at zero.
-                    now.copy_(torch.where(mask, state[key], now)) if key in state else now.masked_fill_(mask, 0)
-        self._saved, self._stepped = {}, True
+                parameter = self._held[name]
+                saved.put_back({"": parameter.detach(), **self._state(parameter)}, stopped[name])
+        self._saved, self._silent, self._stepped = {}, {}, True
+
+
+class _Saved:
+    """A parameter and its state before the step: all of it, or the rows that are known to stop."""
+
+    def __init__(self, tensors: dict[str, Tensor], mask: Tensor | None) -> None:
+        whole_rows = mask is not None and mask.shape[0] == mask.numel()
+        self.rows = mask.flatten().nonzero().flatten() if mask is not None and whole_rows else None
+        rows = self.rows
+        self.before = {k: t.clone() if rows is None else t.index_select(0, rows) for k, t in tensors.items()}
+
+    def put_back(self, tensors: dict[str, Tensor], mask: Tensor) -> None:
+        for key, now in tensors.items():
+            if key not in self.before:
+                now.masked_fill_(mask, 0)  # state that the step has just made starts at zero
+            elif self.rows is None:
+                torch.where(mask, self.before[key], now, out=now)
+            else:
+                now.index_copy_(0, self.rows, self.before[key])
 
 
 def _same(one: _Round, other: _Round) -> bool:

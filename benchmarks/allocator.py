@@ -6,7 +6,8 @@ One process per contender, all alive at once; in each round every one of them ta
 the next round begins with another one. ``environment`` is glibc told by MALLOC_ variables before the process starts,
 the most that can be had: tune_allocator(), which comes later and by a call, should not lie behind it.
 
-Wall time counts on a free machine; processor time, with one thread, says the same on a shared one (with more it counts their waiting too).
+Wall time counts on a free machine; processor time, with one thread, says
+the same on a shared one (with more it counts their waiting too).
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def text(arms: Sequence[Arm]) -> str:
         else f"{seeds} seeds: means, with Student's 95 % interval over the seeds."
     )
     notes = [
-        f"{images['train']:,} training, {images['val']:,} validation, {images['test']:,} test images; {first.epochs} epochs.",
+        f"{images['train']:,} images to train, {images['val']:,} to select, {images['test']:,} to test; "
+        f"{first.epochs} epochs.",
         told,
         "Accuracies in eval mode on unaugmented images; gap = train - test, in points; test images choose nothing.",
         f"MACs for one image; ms/image in batches of {BATCH}, {first.environment['threads']} thread(s), in turns.",

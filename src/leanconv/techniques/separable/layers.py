@@ -92,7 +92,7 @@ class _Depthwise(_Conv):
         if x.dim() == self.dims + 2 and runs_split(self.depth_multiplier, self.kernel_size, learns):
             return self._split(x, pad)
         y: Tensor = _CONVOLVE[self.dims](x, self.weight, self.bias, self.stride, pad, self.dilation, self.groups)
-        return y
+        return self._channels_last(y)  # torch's 3-D convolution on one thread gives its own order back
 
     def _split(self, x: Tensor, pad: Size) -> Tensor:
         """Multiplier m as m convolutions of multiplier 1, interleaved: torch has no fast path for m > 1."""
@@ -150,7 +150,7 @@ class _Pointwise(_Conv):
         """(N, Cin, *spatial) -> (N, Cout, *spatial): at each position a weighted sum over channels."""
         self._check(x)
         y: Tensor = _CONVOLVE[self.dims](self._channels_last(x), self.weight, self.bias, groups=self.groups)
-        return y
+        return self._channels_last(y)
 
 
 class DepthwiseConv1d(_Depthwise, nn.Conv1d):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from leanconv.errors import Error
 
 if TYPE_CHECKING:
+    from leanconv.allocator import Tuned
     from leanconv.demo import Arm
 
 _EPILOG = """\
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings per network (default: 1)")
     parser.add_argument("--epochs", metavar="N", help="passes over the training images (default: the recipe's)")
     parser.add_argument("--recipe", default="demo", metavar="NAME|FILE", help="whose techniques are compared")
+    parser.add_argument("--jobs", type=int, metavar="N", help="trainings at once (default: as the cores allow)")
     parser.add_argument("--json", action="store_true", help="print the table as JSON")
 
 
@@ -34,21 +36,24 @@ def run(arguments: argparse.Namespace) -> int:
     """Train, print."""
     if arguments.seeds < 1:
         raise Error(f"demo: --seeds must be at least 1, got {arguments.seeds}")
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise Error(f"demo: --jobs must be at least 1, got {arguments.jobs}")
 
     from leanconv import demo, recipe
     from leanconv.cli import shown
 
     whole = recipe.override(recipe.load(arguments.recipe), epochs=arguments.epochs)
     tuned = shown.tune()
-    arms = demo.run(whole, range(whole.training.seed, whole.training.seed + arguments.seeds))
+    seeds = range(whole.training.seed, whole.training.seed + arguments.seeds)
+    arms = demo.run(whole, seeds, jobs=arguments.jobs)
     if arguments.json:
         print(shown.as_json([arm.to_dict() for arm in arms]))
     else:
-        print(f"{text(arms)}\n\n{shown.memory(tuned)}")
+        print(text(arms, tuned))
     return 0
 
 
-def text(arms: Sequence[Arm]) -> str:
+def text(arms: Sequence[Arm], tuned: Tuned) -> str:
     """The table, and what its numbers are."""
     from leanconv.cli import shown
     from leanconv.demo import BATCH
@@ -84,4 +89,6 @@ def text(arms: Sequence[Arm]) -> str:
         "Accuracies in eval mode on unaugmented images; gap = train - test, in points; test images choose nothing.",
         f"MACs for one image; ms/image in batches of {BATCH}, {first.environment['threads']} thread(s), in turns.",
     ]
+    peak = max(run.extra["memory"]["peak"] for arm in arms for run in arm.runs)
+    notes.append(f"Allocator {'tuned' if tuned.tuned else tuned.reason}: at most {peak / 1e6:,.0f} MB a training.")
     return shown.table(head, rows) + "\n\n" + "\n".join(notes)

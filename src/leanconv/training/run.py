@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from leanconv import accounting, data, measure, results
+from leanconv import accounting, allocator, data, measure, results
 from leanconv import recipe as recipes
 from leanconv.data import DataSet
 from leanconv.errors import Error
@@ -154,7 +155,11 @@ def _record(name: str, recipe: Recipe, images: DataSet, built: Built, trained: T
         seconds_per_epoch=statistics.median(trained.seconds),
         ms_per_image=measure.latency(trained.model, example).per_image,
         notes=[*images.notes, *trained.notes],
-        extra={"decay": _decay(trained.model, recipe, len(images.train)), "weights_sha256": trained.digest},
+        extra={
+            "decay": _decay(trained.model, recipe, len(images.train)),
+            "weights_sha256": trained.digest,
+            "memory": asdict(allocator.resident_cost()),
+        },
     )
 
 

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from leanconv import measure, recipe, training
-from leanconv.data import DataSet
+from leanconv.data import DataSet, normalise
+from leanconv.demo.parallel import Task
+from leanconv.demo.parallel import train as train_at_once
 from leanconv.errors import Error
 from leanconv.recipe import Recipe
-from leanconv.results import Difference, Run
+from leanconv.results import Difference, Run, usable_cores
 from leanconv.training.progress import Watch
 
 __all__ = ["Arm", "arms", "estimate", "run"]
@@ -88,32 +90,49 @@ def arms(whole: Recipe) -> dict[str, tuple[str, Recipe]]:
     return {"plain": ("plain", recipe.only(whole, [])), **single, **every}
 
 
-def run(whole: Recipe, seeds: Sequence[int] = (0,), folder: str = "demo", watch: Watch | None = None) -> list[Arm]:
+def run(whole: Recipe, seeds: Sequence[int] = (0,), folder: str = "demo", jobs: int | None = None) -> list[Arm]:
     """Train every arm with every seed; runs go to ``runs/<folder>/<arm>``, earlier ones are overwritten.
 
     Args:
         whole: the recipe with all its techniques.
         seeds: of weights, order, augmentation and masks; the images and their split stay the same.
         folder: under ``runs``.
-        watch: shows the progress; None: on stderr.
+        jobs: trainings at once, each a process; 1: one after the other in this one. None: as many as the cores allow
+            with the recipe's number of threads.
 
     Raises:
-        Error: no seed; or as :func:`leanconv.train`.
+        Error: no seed, jobs below 1; or as :func:`leanconv.train`.
     """
-    if not seeds:
-        raise Error("demo: at least one seed must be given, got none")
-    watch = watch or Watch()
+    cores = usable_cores()
+    jobs = max(1, cores // (whole.training.threads or cores)) if jobs is None else jobs
+    if not seeds or jobs < 1:
+        raise Error(f"demo: needs at least one seed and one job, got {len(seeds)} seeds and jobs={jobs}")
+    tasks = [
+        _task(title, f"{folder}/{name}", recipe.override(arm, seed=seed), several=len(seeds) > 1)
+        for seed in seeds
+        for name, (title, arm) in arms(whole).items()
+    ]
     images = training.run.load("demo", whole)
+    done = _in_turn(tasks, images) if jobs == 1 else train_at_once(tasks, jobs)
     trained: dict[str, list[training.Run]] = {}
-    for seed in seeds:
-        for name, (title, arm) in arms(whole).items():
-            place = f"{folder}/{name}" + (f"-{seed}" if len(seeds) > 1 else "")
-            seeded = recipe.override(arm, seed=seed)
-            told = title if len(seeds) == 1 else f"{title}, seed {seed}"
-            done = training.run.run(images, seeded, place, overwrite=True, watch=watch, title=told)
-            trained.setdefault(title, []).append(done)
+    for task, finished in zip(tasks, done, strict=True):
+        trained.setdefault(task.title, []).append(finished)
     ms = _milliseconds({title: runs[0] for title, runs in trained.items()}, images, whole.training.threads)
     return [Arm(title, tuple(r.record for r in runs), ms[title]) for title, runs in trained.items()]
+
+
+def _task(title: str, name: str, seeded: Recipe, several: bool) -> Task:
+    seed = seeded.training.seed
+    return (
+        Task(title, f"{title}, seed {seed}", f"{name}-{seed}", seeded) if several else Task(title, title, name, seeded)
+    )
+
+
+def _in_turn(tasks: Sequence[Task], images: DataSet) -> list[training.Run]:
+    watch = Watch()
+    return [
+        training.run.run(images, task.recipe, task.name, overwrite=True, watch=watch, title=task.told) for task in tasks
+    ]
 
 
 def estimate(values: Sequence[float], single: tuple[float, float]) -> Difference:
@@ -132,8 +151,6 @@ def _held(record: Run) -> Any:
 
 def _milliseconds(runs: Mapping[str, training.Run], images: DataSet, threads: int | None) -> dict[str, float]:
     split = images.test or images.val
-    from leanconv.data import normalise
-
     x = normalise(split.images[:BATCH], images.mean, images.std).contiguous(memory_format=torch.channels_last)
     found = measure.compare_latency({title: (r.model, x) for title, r in runs.items()}, threads=threads)
     return {title: latency.per_image for title, latency in found.latencies.items()}

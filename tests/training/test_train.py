@@ -82,6 +82,15 @@ def test_the_same_seed_gives_the_same_weights_to_the_last_bit(name: str) -> None
     assert any(not torch.equal(first[k], v) for k, v in other.model.state_dict().items() if v.is_floating_point())
 
 
+def test_what_is_trained_from_scratch_starts_fresh_unless_told_otherwise() -> None:
+    bare = quick(**{"techniques.separable": {}, "techniques.batchnorm": {"init": "keep"}})
+    started = training.run.from_scratch(bare)
+    assert started.techniques["separable"] == {"init": "fresh"}
+    assert started.techniques["batchnorm"] == {"init": "keep"}
+    assert started.techniques["l2"] == bare.techniques["l2"]
+    assert list(started.techniques) == list(bare.techniques)
+
+
 def test_training_leaves_the_users_generator_and_threads_alone() -> None:
     folder = flat(Path("pics"))
     before, threads = torch.get_rng_state(), torch.get_num_threads()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def run(
     Raises:
         Error: as :func:`train`.
     """
-    recipe = recipe.resolved()
+    recipe = from_scratch(recipe).resolved()
     with _threads(recipe.training.threads):
         folder = folders.choose(name, overwrite)
         loaded = images if isinstance(images, DataSet) else load(images, recipe)
@@ -94,6 +94,18 @@ def run(
             trained = fit(built, recipe, loaded, folder, header, watching)
         results.write_run(folder, _record(name or folder.name, recipe, loaded, built, trained))
     return Run(folder)
+
+
+def from_scratch(recipe: Recipe) -> Recipe:
+    """The recipe with ``init: fresh`` for every technique that has such an option and was not told otherwise.
+
+    Surgery on a trained network keeps what its weights know; here there is nothing to keep.
+    """
+    techniques = {
+        name: {"init": "fresh", **given} if hasattr(options, "init") else given
+        for (name, given), options in zip(recipe.techniques.items(), recipe.technique_options().values(), strict=True)
+    }
+    return replace(recipe, techniques=techniques)
 
 
 def load(images: str | Path, recipe: Recipe) -> DataSet:

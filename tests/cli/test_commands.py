@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from leanconv import data, demo, recipe, training
 from leanconv.cli import main, shown
+from leanconv.demo import parallel
+from leanconv.errors import Error
 from leanconv.results import Difference, Run, Score
 from pictures import flat, picture, quick
 
@@ -72,7 +75,7 @@ def test_the_demo_trains_every_arm_and_prints_the_table(capsys: Capture, monkeyp
     few = {name: data.Split(part.images[::10], part.labels[::10]) for name, part in whole.splits.items()}
     monkeypatch.setattr(training.run, "load", lambda *_: replace(whole, **few))
     Path("fast.yaml").write_text(recipe.dump(quick("demo", **{"model.options.width": 2, "epochs": 1, "batch": 90})))
-    assert main(["demo", "--recipe", "fast.yaml"]) == 0
+    assert main(["demo", "--recipe", "fast.yaml", "--jobs", "1"]) == 0
     out, err = capsys.readouterr()
     arms = ["plain", "+ batchnorm", "+ dropout", "+ l2", "+ separable", "all four"]
     for title in arms:
@@ -84,6 +87,22 @@ def test_the_demo_trains_every_arm_and_prints_the_table(capsys: Capture, monkeyp
     assert folders == {"plain", "batchnorm", "dropout", "l2", "separable", "all"}
     seeds = {recipe.load(p / "recipe.yaml").training.seed for p in Path("runs/demo").iterdir()}
     assert seeds == {0}
+
+
+def test_trainings_at_once_give_what_they_give_in_turn(capsys: Capture) -> None:
+    fast = quick("demo", **{"model.options.width": 2, "epochs": 1, "batch": 500})
+    tasks = [parallel.Task("plain", "plain", f"at/once{i}", fast) for i in range(2)]
+    for done in parallel.train(tasks, jobs=2):
+        here = training.run.run("demo", fast, "here", overwrite=True)
+        assert all(torch.equal(v, done.model.state_dict()[k]) for k, v in here.model.state_dict().items())
+    assert capsys.readouterr().err.count("plain: epoch 1/1  loss") == 2
+
+
+def test_a_training_that_fails_elsewhere_is_told_in_its_own_sentence() -> None:
+    bad = parallel.Task("plain", "plain", "bad", quick("demo", batch=5000))
+    with pytest.raises(Error, match="training: batch must be at most the number of training images, 4500, got"):
+        parallel.train([bad], jobs=2)
+    assert not Path("runs").exists()
 
 
 def test_the_arms_differ_in_techniques_alone() -> None:

@@ -20,7 +20,7 @@ from leanconv.recipe import Recipe
 from leanconv.techniques import l2
 from leanconv.training import folder as folders
 from leanconv.training.build import Built, build
-from leanconv.training.checkpoint import Header
+from leanconv.training.checkpoint import Header, write_bytes
 from leanconv.training.folder import RECIPE, Run
 from leanconv.training.loop import Trained, fit, steps_per_epoch
 from leanconv.training.progress import Watch
@@ -88,7 +88,7 @@ def run(
         loaded = images if isinstance(images, DataSet) else load(images, recipe)
         built, header = prepare(recipe, loaded)
         folders.claim(folder)
-        (folder / RECIPE).write_text(recipes.dump(recipe), encoding="utf-8")
+        write_bytes(folder / RECIPE, recipes.dump(recipe).encode())
         steps = steps_per_epoch(len(loaded.train), recipe.training.batch)
         with (watch or Watch()).training(title or name or folder.name, recipe.training.epochs, steps) as watching:
             trained = fit(built, recipe, loaded, folder, header, watching)

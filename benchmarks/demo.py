@@ -20,11 +20,10 @@ from leanconv import demo, recipe, training
 def all_only(seeds: int) -> None:
     """Test accuracies of the whole recipe over the seeds."""
     whole = recipe.load("demo")
-    runs = [
-        training.train("demo", recipe=recipe.override(whole, seed=s), name="benchmark", overwrite=True)
-        for s in range(seeds)
-    ]
-    scores = [r.record.test.accuracy for r in runs]
+    scores = []
+    for seed in range(seeds):
+        run = training.train("demo", recipe=recipe.override(whole, seed=seed), name=f"benchmark-{seed}", overwrite=True)
+        scores.append(run.record.test.accuracy)
     mean = demo.estimate(scores, (0.0, 1.0))
     print(f"all: test {100 * mean.value:.2f} ({100 * mean.low:.2f} to {100 * mean.high:.2f}) over {seeds} seeds")
     record = {

@@ -194,7 +194,7 @@ def test_override_dotted_bare_and_as_text() -> None:
         **{"training.lr": "1e-3", "model.options.width": "0.5", "techniques.dropout.p": "0.4", "techniques.l2": False},
     )
     assert (after.training.epochs, after.data.imgsz, after.model.name) == (3, 32, "mobilenet_v1")
-    assert (after.training.lr, after.model.options["width"]) == (1e-3, 0.5)
+    assert (after.training.lr, after.model.options) == (1e-3, {"width": 0.5})
     assert after.training.momentum == before.training.momentum
     assert after.techniques["dropout"]["p"] == 0.4
     assert "l2" not in after.techniques

@@ -247,6 +247,16 @@ def test_adamw_trains_with_decoupled_decay() -> None:
     assert "decoupled" in done.record.extra["decay"]
 
 
+def test_a_run_stays_itself_when_a_later_one_takes_its_name() -> None:
+    first = train(epochs=1)
+    weights = {k: v.clone() for k, v in first.model.state_dict().items()}
+    second = train(epochs=2, seed=1)
+    assert (first.record.epochs, len(first.metrics)) == (1, 1)
+    assert (second.record.epochs, len(second.metrics)) == (2, 2)
+    assert first.record.recipe["training"]["seed"] == 0
+    assert all(torch.equal(weights[k], v) for k, v in first.model.state_dict().items())
+
+
 def test_the_watched_training_images_are_evenly_spaced() -> None:
     images = data.load(flat(Path("pics")))
     few = loop.some(images, 6)

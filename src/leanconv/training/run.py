@@ -92,8 +92,12 @@ def run(
         steps = steps_per_epoch(len(loaded.train), recipe.training.batch)
         with (watch or Watch()).training(title or name or folder.name, recipe.training.epochs, steps) as watching:
             trained = fit(built, recipe, loaded, folder, header, watching)
-        results.write_run(folder, _record(name or folder.name, recipe, loaded, built, trained))
-    return Run(folder)
+        record = _record(name or folder.name, recipe, loaded, built, trained)
+        results.write_run(folder, record)
+    done = Run(folder)
+    # What is handed back is this run, also when a later one of the same name has replaced its files.
+    vars(done).update(record=record, metrics=results.read_metrics(folder), model=trained.model, header=header)
+    return done
 
 
 def from_scratch(recipe: Recipe) -> Recipe:

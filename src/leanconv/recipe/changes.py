@@ -19,8 +19,8 @@ def override(recipe: Recipe, **flags: Any) -> Recipe:
     Args:
         recipe: left as it is.
         flags: dotted keys (``**{"training.lr": 0.1, "model.options.width": 0.5, "techniques.dropout.p": 0.3}``) or the
-            bare name of a field of ``training`` or ``data`` (``epochs=3``), or ``model="mobilenet_v1"``, which drops the
-            options of the recipe's own network. Text is read as YAML where the field is no text (``"0.1"``). None
+            bare name of a field of ``training`` or ``data`` (``epochs=3``), or ``model="mobilenet_v1"``, which drops
+            the options of the recipe's own network. Text is read as YAML where the field is no text (``"0.1"``). None
             means: not given. ``techniques.NAME`` takes False
             (without it), True (with its defaults, if it is not there), or a mapping of options.
 

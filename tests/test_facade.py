@@ -54,3 +54,4 @@ def test_every_name_of_nn_says_what_it_computes_and_where_it_comes_from(name: st
     text = inspect.getdoc(getattr(layers, name))
     assert text, f"{name} has no docstring"
     assert len(text.split()) >= 12, f"{name}: its docstring is a stub"
+    assert "ource" in text or ":class:" in text, f"{name}: its docstring names no source"

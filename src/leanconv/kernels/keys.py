@@ -135,6 +135,8 @@ def keyed(seed: int, step: int, offset: int = 0) -> Iterator[None]:
 
     Raises:
         Error: step or offset is negative, an argument is no int, or another thread is inside a ``keyed``.
+
+    Source: counter-based numbers, Salmon et al. 2011 (Philox), doi 10.1145/2063384.2063405.
     """
     for name, value, least in (("seed", seed, None), ("step", step, 0), ("offset", offset, 0)):
         if not isinstance(value, int) or isinstance(value, bool):

@@ -251,6 +251,9 @@ def freeze(model: nn.Module, affine: bool = True) -> list[str]:
 
     Raises:
         Error: a layer has no running statistics to stand on.
+
+    Source:
+        Inference of Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 2, kept on during training.
     """
     layers = {p: m for p, m in model.named_modules() if isinstance(m, BatchNorm | TorchBatchNorm)}
     for path, layer in layers.items():
@@ -275,6 +278,9 @@ def unfreeze(model: nn.Module) -> list[str]:
 
     Returns:
         Paths of the layers that were frozen until now; others are left alone.
+
+    Source:
+        As :func:`freeze`.
     """
     found = [(p, m) for p, m in model.named_modules() if frozen(m)]
     for _, layer in found:

@@ -99,6 +99,8 @@ def weight_scaling(model: nn.Module, x: Tensor) -> Tensor:
 
     Returns:
         Probabilities (N, K, ...).
+
+    Source: Srivastava et al. 2014, section 10 (row S5 of the source).
     """
     with _modes(model, ()):
         return _probabilities(model, x)

@@ -51,6 +51,8 @@ def skip(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, always: bool
     Raises:
         Error: the network does not run on the example, or skips already; in a forward, random numbers were drawn
             between a producer and its dropout though none were in the recorded execution.
+
+    Source: row S3 of the source: stopped neurons propagate nothing.
     """
     for path, module in model.named_modules():
         if isinstance(module.__dict__.get("forward"), _Forward):

@@ -55,6 +55,8 @@ def strict(model: nn.Module, optimizer: Optimizer, example: Tensor | tuple[Tenso
         Error: a sample mask; units that mix with others through a skip connection or concat, reach the output, bypass
             the dropout or pass a layer that mixes channels; a layer called twice, shared parameters; no dropout at all;
             an optimizer that holds none of the parameters or keeps other state (LBFGS, Rprop).
+
+    Source: row S4 of the source: the parameters of the stopped part are kept and not updated.
     """
     groups, refusals = find(record(model, example))
     for refusal in refusals:

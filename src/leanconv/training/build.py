@@ -7,7 +7,6 @@ again and loading the weights.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from leanconv.graph import evaluating, record
 from leanconv.recipe import Recipe
 from leanconv.rewrite import rewrite
 
-__all__ = ["Built", "attach", "build"]
+__all__ = ["Built", "attach", "build", "from_scratch"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,26 @@ def build(recipe: Recipe, shape: tuple[int, int, int], classes: int, samples: in
         model = _fresh(recipe, shape, classes)
     _fits(recipe.model.name, model, example, classes)
     idle, refusals = [], {}
-    for name, options in recipe.technique_options().items():
+    for name, options in from_scratch(recipe).technique_options().items():
         context = Context(model, graph=record(model, example), probe=example, seed=seed, samples=samples)
-        done = rewrite(model, techniques.get(name).apply(context, _from_scratch(options)))
+        done = rewrite(model, techniques.get(name).apply(context, options))
         model, refusals[name] = done.model, done.refusals
         if not done.edits:
             idle.append(name)
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     return Built(model, example, techniques.roles(model), tuple(idle), refusals)
+
+
+def from_scratch(recipe: Recipe) -> Recipe:
+    """The recipe with ``init: fresh`` for every technique that has such an option and was not told otherwise.
+
+    Surgery on a trained network keeps what its weights know; here there is nothing to keep.
+    """
+    techniques = {
+        name: {"init": "fresh", **given} if hasattr(options, "init") else given
+        for (name, given), options in zip(recipe.techniques.items(), recipe.technique_options().values(), strict=True)
+    }
+    return replace(recipe, techniques=techniques)
 
 
 def attach(built: Built, recipe: Recipe, optimizer: Optimizer, samples: int) -> tuple[list[Attachment], list[str]]:
@@ -96,11 +107,6 @@ def attach(built: Built, recipe: Recipe, optimizer: Optimizer, samples: int) -> 
         elif name in built.idle:
             notes.append(f"{name} had no effect: {_reason(built.refusals[name])}")
     return attachments, notes
-
-
-def _from_scratch(options: Any) -> Any:
-    """Surgery keeps what trained weights know; a network that has not been trained yet starts fresh."""
-    return replace(options, init="fresh") if hasattr(options, "init") else options
 
 
 def _reason(refusals: tuple[Refusal, ...]) -> str:

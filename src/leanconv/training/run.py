@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from leanconv.errors import Error
 from leanconv.recipe import Recipe
 from leanconv.techniques import l2
 from leanconv.training import folder as folders
-from leanconv.training.build import Built, build
+from leanconv.training.build import Built, build, from_scratch
 from leanconv.training.checkpoint import Header, write_bytes
 from leanconv.training.folder import RECIPE, Run
 from leanconv.training.loop import Trained, fit, steps_per_epoch
@@ -98,18 +98,6 @@ def run(
     # What is handed back is this run, also when a later one of the same name has replaced its files.
     vars(done).update(record=record, metrics=results.read_metrics(folder), model=trained.model, header=header)
     return done
-
-
-def from_scratch(recipe: Recipe) -> Recipe:
-    """The recipe with ``init: fresh`` for every technique that has such an option and was not told otherwise.
-
-    Surgery on a trained network keeps what its weights know; here there is nothing to keep.
-    """
-    techniques = {
-        name: {"init": "fresh", **given} if hasattr(options, "init") else given
-        for (name, given), options in zip(recipe.techniques.items(), recipe.technique_options().values(), strict=True)
-    }
-    return replace(recipe, techniques=techniques)
 
 
 def load(images: str | Path, recipe: Recipe) -> DataSet:

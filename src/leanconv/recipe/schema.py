@@ -42,10 +42,20 @@ class _Section:
 
 @dataclass(frozen=True)
 class Model(_Section):
-    """Which network: a name of :mod:`leanconv.models` or ``package.module:attribute``, and its keyword arguments."""
+    """Which network, and what it starts from.
+
+    Attributes:
+        name: of :mod:`leanconv.models`, or ``package.module:attribute``.
+        options: its keyword arguments.
+        weights: a ``.safetensors`` or ``.pt`` file, or ``package.module:attribute``; None: fresh ones.
+        freeze: what does not learn: ``none``, ``stem`` (the first layer with weights and its norm) or ``backbone``
+            (everything but the head).
+    """
 
     name: str = "plain"
     options: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    freeze: Literal["none", "stem", "backbone"] = "none"
 
     def _ranges(self) -> None:
         need(bool(self.name.strip()), "model.name must not be empty", self.name)
@@ -63,6 +73,8 @@ class Data(_Section):
         test: share of all images that is held out of a flat folder; 0 <= test < 1.
         split_seed: picks both shares, apart from ``training.seed`` so that seeds are compared on the same images.
         augment: :data:`leanconv.data.POLICIES`, or ``auto``: ``flip_crop`` for colour, ``shift`` for grey.
+        balance: of unequal classes: ``none``, ``weights`` (of the loss) or ``sampler`` (each class equally often).
+        label_noise: share of training labels replaced by another class, for studies; 0 <= label_noise < 1.
     """
 
     imgsz: int | None = None
@@ -71,6 +83,8 @@ class Data(_Section):
     test: float = 0.2
     split_seed: int = 0
     augment: Literal["auto", "none", "flip_crop", "shift", "shift_flip"] = "auto"
+    balance: Literal["none", "weights", "sampler"] = "none"
+    label_noise: float = 0.0
 
     def _ranges(self) -> None:
         self._least(8, "imgsz")
@@ -78,6 +92,8 @@ class Data(_Section):
         need(self.in_chans in (None, 1, 3), "data.in_chans must be 1 or 3", self.in_chans)
         need(0 < self.val < 1, "data.val must satisfy 0 < val < 1", self.val)
         need(0 <= self.test < 1, "data.test must satisfy 0 <= test < 1", self.test)
+        rule = "data.label_noise must satisfy 0 <= label_noise < 1"
+        need(0 <= self.label_noise < 1, rule, self.label_noise)
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,12 @@ class Training(_Section):
         label_smoothing: mass that is spread evenly over the classes; 0 <= label_smoothing < 1.
         threads: of the CPU; None: as many as this process may use.
         eval_batch: images per step of evaluation.
+        clip: largest L2 norm of all gradients together; None: not clipped.
+        accumulate: micro-batches that one optimizer step is made of; ``batch`` is their sum.
+        ema: decay of the exponential moving average of the weights, which then is what is evaluated and kept, such as
+            0.999; None: none.
+        patience: epochs without a better ``val`` after which training stops; None: never.
+        loaded_lr: learning rate of parameters that were loaded, as a share of ``lr``.
     """
 
     epochs: int = 10
@@ -112,13 +134,23 @@ class Training(_Section):
     label_smoothing: float = 0.0
     threads: int | None = None
     eval_batch: int = 256
+    clip: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
+    patience: int | None = None
+    loaded_lr: float = 0.1
 
     def _ranges(self) -> None:
-        self._least(1, "epochs", "batch", "threads", "eval_batch")
+        self._least(1, "epochs", "batch", "threads", "eval_batch", "accumulate", "patience")
         self._least(0, "seed", "warmup")
         need(self.seed < 2**63, "training.seed must be below 2^63", self.seed)
         need(self.lr > 0, "training.lr must be above 0", self.lr)
         need(0 <= self.momentum < 1, "training.momentum must satisfy 0 <= momentum < 1", self.momentum)
+        need(self.clip is None or self.clip > 0, "training.clip must be above 0", self.clip)
+        need(self.ema is None or 0 < self.ema < 1, "training.ema must satisfy 0 < ema < 1", self.ema)
+        need(self.loaded_lr >= 0, "training.loaded_lr must be at least 0", self.loaded_lr)
+        rule = "training.accumulate must be at most the batch"
+        need(self.accumulate <= self.batch, rule, f"{self.accumulate} of batch={self.batch}")
         rule = "training.label_smoothing must satisfy 0 <= label_smoothing < 1"
         need(0 <= self.label_smoothing < 1, rule, self.label_smoothing)
         need(

@@ -292,7 +292,11 @@ def test_bad_folders_are_refused_in_one_sentence_and_left_alone(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("/no/such/place", {}, "must be the name demo or a folder that exists, got nothing at '/no/such/place'"),
+        (
+            "/no/such/place",
+            {},
+            "a .parquet or .npz file, or a folder that exists, got nothing at '/no/such/place'",
+        ),
         ("", {}, "got an empty name"),
         (__file__, {}, "got a file at"),
         ("demo", {"imgsz": 32}, "28 pixels wide, got imgsz=32"),

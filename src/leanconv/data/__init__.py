@@ -11,9 +11,16 @@ from leanconv.data.augmentation import resolve_policy as resolve_policy
 from leanconv.data.batching import Batch as Batch
 from leanconv.data.batching import batch_sizes as batch_sizes
 from leanconv.data.batching import batches as batches
+from leanconv.data.batching import class_weights as class_weights
 from leanconv.data.batching import normalise as normalise
+from leanconv.data.batching import steps as steps
+from leanconv.data.cache import cache_folder as cache_folder
+from leanconv.data.cache import clear_cache as clear_cache
 from leanconv.data.dataset import DataSet as DataSet
+from leanconv.data.dataset import Facts as Facts
 from leanconv.data.dataset import Split as Split
+from leanconv.data.dataset import Unreadable as Unreadable
 from leanconv.data.images import read_image as read_image
 from leanconv.data.loading import load as load
+from leanconv.data.order import balanced_order as balanced_order
 from leanconv.data.order import epoch_order as epoch_order

@@ -38,7 +38,7 @@ photos); ``shift``: up to side/28, borders repeated (small grey images, where mi
 ``shift_flip``: the same, half mirrored."""
 
 
-def resolve_policy(policy: str, in_chans: int) -> str:
+def resolve_policy(policy: str, in_chans: int, imgsz: int | None = None) -> str:
     """The policy that ``auto`` stands for: ``flip_crop`` for colour (3 channels), ``shift`` for grey.
 
     Raises:

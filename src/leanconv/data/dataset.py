@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from leanconv.errors import Error
 
-__all__ = ["DataSet", "Split", "channel_statistics", "fingerprint"]
+__all__ = ["DataSet", "Facts", "Split", "Unreadable", "channel_statistics", "fingerprint"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +22,13 @@ class Split:
         images: uint8 (N, C, H, W), contiguous.
         labels: int64 (N,), indices into the classes.
         files: where each image came from, relative to the data's root; empty for the embedded set.
+        clean: the labels before noise was put into them on request; None: they are as they were.
     """
 
     images: Tensor
     labels: Tensor
     files: tuple[str, ...] = ()
+    clean: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.images.dtype != torch.uint8 or self.labels.shape != self.images.shape[:1]:
@@ -34,6 +37,44 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that was passed over.
+
+    Attributes:
+        name: of the file, or of the table with the row.
+        split: where it stood; ``all`` where shares decide.
+        kind: ``empty``, ``missing``, ``limit`` (too many pixels), ``unknown``, ``truncated`` or ``damaged``.
+        reason: the same in words.
+    """
+
+    name: str
+    split: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was seen of the files while they were read.
+
+    Attributes:
+        total: images listed, unreadable ones included.
+        modes: Pillow's mode -> how many, most frequent first.
+        sizes: ``width x height`` as stored -> how many, most frequent first.
+        largest: width and height of the image with the most pixels.
+        unreadable: those that were skipped.
+        empty: ``split/class`` of classes without any image.
+    """
+
+    total: int = 0
+    modes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    largest: tuple[int, int] = (0, 0)
+    unreadable: tuple[Unreadable, ...] = ()
+    empty: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +91,7 @@ class DataSet:
         source: where the images came from, in words.
         notes: what a reader should know, a sentence each, such as skipped files.
         skipped: the files that could not be read.
+        facts: what was seen of the files.
     """
 
     train: Split
@@ -62,6 +104,7 @@ class DataSet:
     source: str
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    facts: Facts = field(default_factory=Facts)
 
     @classmethod
     def build(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leanconv.data.images import EXTENSIONS
+import numpy as np
+
+from leanconv.data.found import SPLITS, Found, Part
+from leanconv.data.images import EXTENSIONS, Picture
 from leanconv.errors import Error
 
-__all__ = ["Listing", "scan"]
-
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+__all__ = ["Listing", "folder", "scan"]
 
 Classes = Mapping[str, tuple[Path, ...]]
 
@@ -24,10 +25,45 @@ class Listing:
     Attributes:
         splits: ``train``, ``val``, ``test`` -> class -> its files, sorted; of a flat folder ``all`` alone.
         notes: what was passed over.
+        empty: ``split/class`` of folders without an image.
     """
 
     splits: Mapping[str, Classes]
     notes: tuple[str, ...]
+    empty: tuple[str, ...] = ()
+
+
+def folder(root: Path) -> Found:
+    """The images of a folder, as :func:`scan` lists them.
+
+    Raises:
+        Error: as :func:`scan`, or a class that training does not know.
+    """
+    listing = scan(root)
+    classes = tuple(sorted(listing.splits.get("train", listing.splits.get("all", {}))))
+    for split in ("val", "test"):
+        unknown = sorted(set(listing.splits.get(split, {})) - set(classes))
+        if unknown:
+            got = ", ".join(map(repr, unknown[:5]))
+            raise Error(f"data: every class of {split} must be a class of train, got {got}")
+    entries = [(s, classes.index(c), p) for s, group in listing.splits.items() for c in sorted(group) for p in group[c]]
+    paths = [path for _, _, path in entries]
+
+    def pictures(places: Sequence[int]) -> Iterator[Picture]:
+        return (paths[place] for place in places)
+
+    return Found(
+        [split for split, _, _ in entries],
+        np.array([label for _, label, _ in entries], np.int64),
+        [path.relative_to(root).as_posix() for path in paths],
+        classes,
+        [Part(1, path) for path in paths],
+        pictures,
+        f"folder {root}",
+        str(root.resolve()),
+        listing.notes,
+        listing.empty,
+    )
 
 
 def scan(root: Path) -> Listing:
@@ -40,26 +76,28 @@ def scan(root: Path) -> Listing:
     """
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing"
-        raise Error(f"data: must be the name demo or a folder that exists, got {got} at {str(root)!r}")
+        rule = "must be demo, hf:owner/name, a .parquet or .npz file, or a folder that exists"
+        raise Error(f"data: {rule}, got {got} at {str(root)!r}")
     folders = _folders(root)
     splits = _split_folders(root, folders)
     notes: list[str] = []
+    empty: list[str] = []
     if splits:
-        found = {name: _classes(folder, notes) for name, folder in splits.items()}
+        found = {name: _classes(inner, notes, empty, f"{name}/") for name, inner in splits.items()}
         passed = [f.name for f in folders if f not in splits.values()]
         if passed:
             notes.append(f"folders beside {root.name}/train were passed over: {', '.join(passed)}")
     else:
-        found = {"all": _classes(root, notes)}
+        found = {"all": _classes(root, notes, empty)}
     _need_images(root, found, folders)
-    return Listing({name: classes for name, classes in found.items() if classes}, tuple(notes))
+    return Listing({name: classes for name, classes in found.items() if classes}, tuple(notes), tuple(empty))
 
 
 def _split_folders(root: Path, folders: list[Path]) -> dict[str, Path]:
     """Split -> its folder; empty for a flat one, where a folder ``train`` holds images itself and is a class."""
     holding = {f.name.lower(): f for f in folders if _folders(f)}
     found = {}
-    for split, names in _NAMES.items():
+    for split, names in SPLITS.items():
         present = [holding[name] for name in names if name in holding]
         if len(present) > 1:
             got = " and ".join(f.name for f in present)
@@ -88,7 +126,7 @@ def _need_images(root: Path, found: Mapping[str, Classes], folders: list[Path]) 
         raise Error(f"data: {root} must have at least two classes with images, got only {name!r}{hint}")
 
 
-def _classes(folder: Path, notes: list[str]) -> dict[str, tuple[Path, ...]]:
+def _classes(folder: Path, notes: list[str], empty: list[str], prefix: str = "") -> dict[str, tuple[Path, ...]]:
     classes: dict[str, tuple[Path, ...]] = {}
     other = 0
     for inner in _folders(folder):
@@ -97,6 +135,7 @@ def _classes(folder: Path, notes: list[str]) -> dict[str, tuple[Path, ...]]:
         if images:
             classes[inner.name] = images
         else:
+            empty.append(prefix + inner.name)
             notes.append(f"{inner.name} has no images and is no class of {folder.name}")
     loose = sum(_is_image(entry.name) for entry in _entries(folder) if entry.is_file())
     if loose:

@@ -10,10 +10,21 @@ from torch import Tensor
 from leanconv.errors import Error
 from leanconv.kernels.keys import mix
 
-__all__ = ["AUGMENT", "ORDER", "SPLIT", "epoch_order", "hashed", "shuffled"]
+__all__ = [
+    "AUGMENT",
+    "BALANCE",
+    "NOISE",
+    "ORDER",
+    "PHOTO",
+    "SPLIT",
+    "balanced_order",
+    "epoch_order",
+    "hashed",
+    "shuffled",
+]
 
 # One stream of numbers per purpose, so that the order of an epoch tells nothing about its augmentation.
-ORDER, AUGMENT, SPLIT = 1, 2, 3
+ORDER, AUGMENT, SPLIT, NOISE, BALANCE, PHOTO = 1, 2, 3, 4, 5, 6
 
 
 def hashed(stream: int, seed: int, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -52,3 +63,29 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     if n < 0:
         raise Error(f"epoch_order: n must be at least 0, got n={n}")
     return torch.from_numpy(shuffled(ORDER, seed, epoch, n))
+
+
+def balanced_order(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """As many images as there are, each class equally often (to within one), drawn with replacement.
+
+    Position by position the classes take turns; which image of its class is taken, a hash of (seed, epoch, position)
+    decides; then all are shuffled as :func:`epoch_order` does.
+
+    Args:
+        labels: int64 (n,).
+        seed: any int.
+        epoch: from 0.
+
+    Returns:
+        int64 (n,), indices of images.
+    """
+    values = labels.numpy()
+    n = len(values)
+    members = [np.flatnonzero(values == label) for label in np.unique(values)]
+    turn = (np.arange(n) + mix(seed, epoch) % max(1, len(members))) % max(1, len(members))
+    bits = hashed(BALANCE, seed, epoch, np.arange(n)) >> np.uint64(32)
+    drawn = np.zeros(n, np.int64)
+    for place, images in enumerate(members):
+        at = turn == place
+        drawn[at] = images[(bits[at] * np.uint64(len(images))) >> np.uint64(32)]
+    return torch.from_numpy(drawn[shuffled(ORDER, seed, epoch, n)])

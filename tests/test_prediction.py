@@ -21,10 +21,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         flat(root / "pics")
         for seed in (0, 1):
-            training.run.run("pics", quick(epochs=12, seed=seed), f"s{seed}")
+            training.run.run("pics", quick(epochs=12, seed=seed), training.Job(f"s{seed}"))
         shutil.copytree("pics", "others")
         shutil.move("others/red", "others/rouge")
-        training.run.run("others", quick(epochs=1), "others")
+        training.run.run("others", quick(epochs=1), training.Job("others"))
         for name, colour in CLASSES.items():
             picture(root / f"{name}.jpg", colour, 7, side=31)
     return root

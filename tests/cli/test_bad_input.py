@@ -35,8 +35,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "quick.yaml").write_text(recipe.dump(quick()))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        training.run.run("pics", quick(), "done")
-        training.run.run("pics", quick(), "cut")
+        training.run.run("pics", quick(), training.Job("done"))
+        training.run.run("pics", quick(), training.Job("cut"))
     weights = root / "runs/cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     return root

@@ -93,7 +93,7 @@ def test_trainings_at_once_give_what_they_give_in_turn(capsys: Capture) -> None:
     fast = quick("demo", **{"model.options.width": 2, "epochs": 1, "batch": 500})
     tasks = [parallel.Task("plain", "plain", f"at/once{i}", fast) for i in range(2)]
     for done in parallel.train(tasks, jobs=2):
-        here = training.run.run("demo", fast, "here", overwrite=True)
+        here = training.run.run("demo", fast, training.Job("here", overwrite=True))
         assert all(torch.equal(v, done.model.state_dict()[k]) for k, v in here.model.state_dict().items())
     assert capsys.readouterr().err.count("plain: epoch 1/1  loss") == 2
 

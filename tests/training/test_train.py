@@ -25,7 +25,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(images: Any = None, name: str = "a", **flags: Any) -> Run:
-    return training.run.run(images or flat(Path("pics")), quick(**flags), name, overwrite=True)
+    return training.run.run(images or flat(Path("pics")), quick(**flags), training.Job(name, overwrite=True))
 
 
 def layers(model: nn.Module) -> set[str]:
@@ -64,7 +64,7 @@ def test_flat_and_split_folders_and_given_sets_train_alike() -> None:
     folder = split(Path("pics"))
     by_path = train(folder)
     loaded = data.load(folder)
-    by_set = training.run.run(loaded, quick(), "b")
+    by_set = training.run.run(loaded, quick(), training.Job("b"))
     for a, b in zip(by_path.model.state_dict().values(), by_set.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
@@ -72,10 +72,10 @@ def test_flat_and_split_folders_and_given_sets_train_alike() -> None:
 @pytest.mark.parametrize("name", ["default", "source"])
 def test_the_same_seed_gives_the_same_weights_to_the_last_bit(name: str) -> None:
     folder = flat(Path("pics"))
-    runs = [training.run.run(folder, quick(name), f"run{i}") for i in range(2)]
+    runs = [training.run.run(folder, quick(name), training.Job(f"run{i}")) for i in range(2)]
     torch.manual_seed(99)  # the user's generator has no part in it
-    runs.append(training.run.run(folder, quick(name), "run2"))
-    other = training.run.run(folder, quick(name, seed=1), "run3")
+    runs.append(training.run.run(folder, quick(name), training.Job("run2")))
+    other = training.run.run(folder, quick(name, seed=1), training.Job("run3"))
     first = runs[0].model.state_dict()
     for done in runs[1:]:
         assert all(torch.equal(first[k], v) for k, v in done.model.state_dict().items())
@@ -94,7 +94,7 @@ def test_what_is_trained_from_scratch_starts_fresh_unless_told_otherwise() -> No
 def test_training_leaves_the_users_generator_and_threads_alone() -> None:
     folder = flat(Path("pics"))
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    training.run.run(folder, quick(), "a")
+    training.run.run(folder, quick(), training.Job("a"))
     assert torch.equal(before, torch.get_rng_state())
     assert threads == torch.get_num_threads()
 
@@ -130,10 +130,12 @@ def test_test_images_choose_nothing() -> None:
     whole = data.load(flat(Path("pics")))
     assert whole.test is not None
     spoilt = replace(whole, test=data.Split(255 - whole.test.images, whole.test.labels.flip(0)))
-    a, b = (training.run.run(images, quick(epochs=3), name) for name, images in (("a", whole), ("b", spoilt)))
+    a, b = (
+        training.run.run(images, quick(epochs=3), training.Job(name)) for name, images in (("a", whole), ("b", spoilt))
+    )
     assert a.record.best == b.record.best
     assert all(torch.equal(v, b.model.state_dict()[k]) for k, v in a.model.state_dict().items())
-    without = training.run.run(replace(whole, test=None), quick(epochs=3), "c")
+    without = training.run.run(replace(whole, test=None), quick(epochs=3), training.Job("c"))
     assert without.record.test is None
     assert without.record.gap is not None
 
@@ -181,7 +183,7 @@ def test_the_recipe_source_trains_with_all_four_as_the_text_has_them() -> None:
     options = settings.technique_options()
     assert (options["dropout"].mask, options["dropout"].strict) == ("batch", True)
     assert (options["l2"].form, options["l2"].where, options["l2"].depthwise) == ("lambda/2n", "loss", True)
-    done = training.run.run(flat(Path("pics")), settings, "source")
+    done = training.run.run(flat(Path("pics")), settings, training.Job("source"))
     assert layers(done.model) == {"separable", "batchnorm", "dropout"}
     assert done.metrics[0].penalty > 0
     assert "lambda/2n" in done.record.extra["decay"]
@@ -194,7 +196,7 @@ def test_each_technique_can_be_switched_on_and_off_alone(name: str) -> None:
     whole = quick("source", epochs=1)
     images = data.load(flat(Path("pics")))
     for chosen in ([name], [other for other in whole.techniques if other != name]):
-        done = training.run.run(images, recipe.only(whole, chosen), "arm", overwrite=True)
+        done = training.run.run(images, recipe.only(whole, chosen), training.Job("arm", overwrite=True))
         assert layers(done.model) == set(chosen) - {"l2"}
         assert (done.metrics[0].penalty > 0) == ("l2" in chosen)
 
@@ -286,3 +288,40 @@ def test_build_fits_classes_and_channels_and_says_what_does_not_fit() -> None:
         build.build(quick(model="mlp", **{"model.options": {"imgsz": 28}}), (1, 12, 12), 5)
     with pytest.raises(Error, match=r"outputs must be \(N, 5\)"):
         build.build(quick(**{"model.options.num_classes": 4}), (1, 12, 12), 5)
+
+
+# --- micro-batches, clipping, averages, unequal classes -------------------------------------------------------------
+
+
+def test_micro_batches_make_the_step_of_the_whole_batch() -> None:
+    """Dropout included: masks depend on the position in the whole batch. Not batch norm: it sees the micro-batch."""
+    without = {"techniques.batchnorm": False, "techniques.dropout.p": 0.4, "epochs": 2, "batch": 7}
+    whole, parts = train(name="a", **without), train(name="b", **{"training.accumulate": 3}, **without)
+    for a, b in zip(whole.metrics, parts.metrics, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-5)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_bounds_the_step() -> None:
+    free, clipped = train(name="a", epochs=1), train(name="b", epochs=1, **{"training.clip": 1e-6})
+    start = build.build(quick(), (3, 12, 12), 3).model.state_dict()
+    moved = [
+        max(float((v - start[n]).abs().max()) for n, v in done.model.state_dict().items() if n.endswith("weight"))
+        for done in (free, clipped)
+    ]
+    assert moved[1] < 1e-3 < moved[0]
+
+
+def test_the_average_is_what_is_measured_and_kept() -> None:
+    plain, averaged = train(name="a"), train(name="b", **{"training.ema": 0.9})
+    assert [row.loss for row in plain.metrics] == [row.loss for row in averaged.metrics]
+    assert plain.record.extra["weights_sha256"] != averaged.record.extra["weights_sha256"]
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run_and_leaves_the_last_good_weights() -> None:
+    with pytest.raises(Error, match="must stay finite"):
+        train(name="a", epochs=50, lr=1e6, **{"techniques.batchnorm": False})
+    record = open_run("runs/a").record if Path("runs/a/model.safetensors").exists() else Run(Path("runs/a")).record
+    assert record.status == "failed"
+    assert "must stay finite" in record.notes[-1]

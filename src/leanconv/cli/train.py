@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 
 from leanconv.errors import Error
 
+_FIELDS = ("model", "epochs", "batch", "imgsz", "lr", "seed", "balance", "label_noise")
 _EPILOG = """\
 examples:
   leanconv train path/to/images --epochs 10 --name flowers
   leanconv train path/to/images --model mobilenet_v1 --imgsz 128 --set model.options.width=0.5
   leanconv train path/to/images --recipe source --set techniques.dropout.p=0.3 --set techniques.l2=false
+  leanconv train path/to/images --weights other.safetensors --freeze backbone --recipe finetune
+  leanconv train path/to/images --resume            # goes on where Ctrl-C, SIGTERM or a crash ended it
   leanconv train demo --recipe demo
+  torchrun --nproc-per-node 2 -m leanconv train path/to/images
 
-DATA is a folder of images, root/{train,val,test}/<class>/* or flat root/<class>/*, or `demo`: those of the package.
+DATA is a folder of images, root/{train,val,test}/<class>/* or flat root/<class>/*, or `demo`: those of the package,
+or parquet files, an .npz file, or hf:owner/name.
 Without a val folder a share of the training images selects the best epoch; test images choose nothing.
 """
 
@@ -23,38 +29,60 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The words of the command."""
     parser.epilog = _EPILOG
     parser.add_argument("data", metavar="DATA", nargs="?", help="a folder of images, or `demo`")
-    parser.add_argument(
-        "--recipe", default="default", metavar="NAME|FILE", help="the whole settings (default: default)"
-    )
+    parser.add_argument("--recipe", metavar="NAME|FILE", help="the whole settings (default: default)")
     parser.add_argument("--model", metavar="NAME", help="a network of leanconv.models, or package.module:attribute")
     parser.add_argument("--epochs", metavar="N", help="passes over the training images")
     parser.add_argument("--batch", metavar="N", help="images per optimizer step")
     parser.add_argument("--imgsz", metavar="PX", help="side of the images in pixels")
     parser.add_argument("--lr", metavar="RATE", help="learning rate at its height")
     parser.add_argument("--seed", metavar="N", help="of weights, order, augmentation and masks")
+    parser.add_argument("--weights", metavar="FILE|package:attribute", help="trained weights to start from")
+    parser.add_argument("--freeze", metavar="PART", help="what does not learn: none, stem or backbone")
+    parser.add_argument("--balance", metavar="HOW", help="of unequal classes: none, weights or sampler")
+    parser.add_argument("--label-noise", metavar="SHARE", help="of the training labels, for studies")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other value of the recipe")
     parser.add_argument("--name", metavar="NAME", help="the run goes to runs/NAME (default: exp, exp2, ...)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run of that name")
+    parser.add_argument(
+        "--resume", nargs="?", const=True, metavar="RUN", help="go on with a run (default: the newest on this data)"
+    )
+    parser.add_argument("--strict-data", action="store_true", help="an unreadable image is an error")
+    parser.add_argument("--no-cache", action="store_true", help="keep no file of decoded images")
     parser.add_argument("--no-tune-allocator", action="store_true", help="leave the memory allocator as it is")
     parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, save, print."""
-    if not arguments.data:
+    if not arguments.data and not arguments.resume:
         raise Error(
             "train: DATA must be a folder of images or `demo`, got nothing (`leanconv train --help` tells more)"
         )
-    flags = {name: getattr(arguments, name) for name in ("model", "epochs", "batch", "imgsz", "lr", "seed")}
+    flags = {name: getattr(arguments, name) for name in _FIELDS}
+    flags |= {"model.weights": arguments.weights, "model.freeze": arguments.freeze}
     flags |= dict(_setting(text) for text in arguments.set)
 
-    from leanconv import recipe, training
+    from leanconv import training
     from leanconv.cli import shown
+    from leanconv.training.run import chosen, going_on
 
-    settings = recipe.override(recipe.load(arguments.recipe), **flags)
+    resume = going_on(arguments.resume, arguments.data, arguments.name)
+    settings = chosen(arguments.recipe, flags, resume)
     allocator = None if arguments.no_tune_allocator else shown.tune()
-    done = training.run.run(arguments.data, settings, arguments.name, arguments.overwrite)
-    print(shown.as_json(asdict(done.record)) if arguments.json else shown.run(done, allocator))
+    job = training.Job(
+        arguments.name,
+        arguments.overwrite,
+        resume,
+        cache=not arguments.no_cache,
+        strict_data=arguments.strict_data,
+    )
+    try:
+        done = training.run.run(arguments.data, settings, job)
+    except training.Stopped as stopped:
+        print(f"leanconv: {stopped}", file=sys.stderr)
+        return stopped.code
+    if training.world.rank() == 0:
+        print(shown.as_json(asdict(done.record)) if arguments.json else shown.run(done, allocator))
     return 0
 
 

@@ -130,9 +130,8 @@ def _task(title: str, name: str, seeded: Recipe, several: bool) -> Task:
 
 def _in_turn(tasks: Sequence[Task], images: DataSet) -> list[training.Run]:
     watch = Watch()
-    return [
-        training.run.run(images, task.recipe, task.name, overwrite=True, watch=watch, title=task.told) for task in tasks
-    ]
+    jobs = [training.Job(task.name, overwrite=True, title=task.told) for task in tasks]
+    return [training.run.run(images, task.recipe, job, watch) for task, job in zip(tasks, jobs, strict=True)]
 
 
 def estimate(values: Sequence[float], single: tuple[float, float]) -> Difference:

@@ -13,6 +13,7 @@ A recipe names the network, how the images are read, how it is trained, and whic
 :func:`load` reads one by name or from a file, :func:`override` changes single values, :func:`dump` writes it again.
 """
 
+from leanconv.recipe.changes import differences as differences
 from leanconv.recipe.changes import only as only
 from leanconv.recipe.changes import override as override
 from leanconv.recipe.reading import dump as dump

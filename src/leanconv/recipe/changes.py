@@ -10,7 +10,7 @@ from leanconv.recipe.reading import read_yaml
 from leanconv.recipe.schema import Data, Recipe, Training
 from leanconv.recipe.values import known, need
 
-__all__ = ["only", "override"]
+__all__ = ["differences", "only", "override"]
 
 
 def override(recipe: Recipe, **flags: Any) -> Recipe:
@@ -40,6 +40,16 @@ def override(recipe: Recipe, **flags: Any) -> Recipe:
     return changed
 
 
+def differences(own: Recipe, other: Recipe) -> list[str]:
+    """Where two recipes differ, as ``training.lr=0.1 instead of 0.05``, of the other against the own one."""
+    left, right = _flat(own.to_dict()), _flat(other.to_dict())
+    keys = [*left, *(key for key in right if key not in left)]
+    told = [f"{k}={right.get(k)} instead of {left.get(k)}" for k in keys if left.get(k) != right.get(k)]
+    if not told and own.digest != other.digest:
+        told = [f"techniques in the order {', '.join(other.techniques)}"]
+    return told
+
+
 def only(recipe: Recipe, names: Iterable[str]) -> Recipe:
     """The recipe with just these of its techniques, in its own order: an arm of a study.
 
@@ -49,6 +59,13 @@ def only(recipe: Recipe, names: Iterable[str]) -> Recipe:
     keep = list(names)
     known("techniques", dict.fromkeys(keep), list(recipe.techniques))
     return dataclasses.replace(recipe, techniques={n: o for n, o in recipe.techniques.items() if n in keep})
+
+
+def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) and value else {f"{before}{key}": value}
+    return flat
 
 
 def _set(values: dict[str, Any], key: list[str], value: Any) -> None:

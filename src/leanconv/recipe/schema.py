@@ -72,7 +72,8 @@ class Data(_Section):
         val: share of the training images that select, where there is no ``val`` folder; 0 < val < 1.
         test: share of all images that is held out of a flat folder; 0 <= test < 1.
         split_seed: picks both shares, apart from ``training.seed`` so that seeds are compared on the same images.
-        augment: :data:`leanconv.data.POLICIES`, or ``auto``: ``flip_crop`` for colour, ``shift`` for grey.
+        augment: :data:`leanconv.data.POLICIES`, or ``auto``: ``photo`` above 96 pixels, else ``flip_crop`` for colour
+            and ``shift`` for grey.
         balance: of unequal classes: ``none``, ``weights`` (of the loss) or ``sampler`` (each class equally often).
         label_noise: share of training labels replaced by another class, for studies; 0 <= label_noise < 1.
     """
@@ -82,7 +83,9 @@ class Data(_Section):
     val: float = 0.1
     test: float = 0.2
     split_seed: int = 0
-    augment: Literal["auto", "none", "flip_crop", "shift", "shift_flip"] = "auto"
+    augment: Literal["auto", "none", "flip_crop", "shift", "shift_flip", "crop_flip_cutout", "photo", "photo_light"] = (
+        "auto"
+    )
     balance: Literal["none", "weights", "sampler"] = "none"
     label_noise: float = 0.0
 

@@ -32,6 +32,8 @@ class Built:
         roles: parameter name -> role.
         idle: techniques of the recipe that changed nothing in the network.
         refusals: technique -> the places where it did not act, and why.
+        loaded: names of parameters whose values were loaded.
+        notes: what was loaded and what was frozen, a sentence each.
     """
 
     model: nn.Module
@@ -39,6 +41,8 @@ class Built:
     roles: dict[str, str]
     idle: tuple[str, ...]
     refusals: dict[str, tuple[Refusal, ...]]
+    loaded: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def build(recipe: Recipe, shape: tuple[int, int, int], classes: int, samples: int | None = None) -> Built:
@@ -75,8 +79,10 @@ def build(recipe: Recipe, shape: tuple[int, int, int], classes: int, samples: in
 def from_scratch(recipe: Recipe) -> Recipe:
     """The recipe with ``init: fresh`` for every technique that has such an option and was not told otherwise.
 
-    Surgery on a trained network keeps what its weights know; here there is nothing to keep.
+    Surgery on a trained network keeps what its weights know; where none are loaded there is nothing to keep.
     """
+    if recipe.model.weights is not None:
+        return recipe
     techniques = {
         name: {"init": "fresh", **given} if hasattr(options, "init") else given
         for (name, given), options in zip(recipe.techniques.items(), recipe.technique_options().values(), strict=True)

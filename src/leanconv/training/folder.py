@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,13 @@ from leanconv.errors import Error
 from leanconv.training import checkpoint
 from leanconv.training.build import build
 from leanconv.training.checkpoint import Header
+from leanconv.training.state import PREVIOUS, STATE
 
-__all__ = ["FILES", "RUNS", "Run", "choose", "claim", "open_run"]
+__all__ = ["FILES", "RUNS", "Run", "choose", "claim", "open_run", "resumed"]
 
 RUNS = Path("runs")
-RECIPE, WEIGHTS = "recipe.yaml", "model.safetensors"
-FILES = (RECIPE, WEIGHTS, "metrics.jsonl", "run.json")
+RECIPE, WEIGHTS, METRICS, RECORD, GATE = "recipe.yaml", "model.safetensors", "metrics.jsonl", "run.json", "data.json"
+FILES = (RECIPE, WEIGHTS, METRICS, RECORD, GATE, STATE, PREVIOUS)
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,30 @@ def choose(name: str | None, overwrite: bool = False) -> Path:
     if folder.exists() and any(folder.iterdir()) and not any((folder / file).is_file() for file in FILES):
         raise Error(f"name: only the folder of a run can be overwritten, got {folder}, which holds other things")
     return folder
+
+
+def resumed(name: str | None, path: str | None) -> Path:
+    """The folder of the run that goes on.
+
+    Args:
+        name: of the run, or its folder; None: the newest one on this data.
+        path: of the data, as its record has it; None: any.
+
+    Raises:
+        Error: there is no such run.
+    """
+    if name is not None:
+        for folder in (RUNS / name, Path(name)):
+            if (folder / RECIPE).is_file():
+                return folder
+        raise Error(f"resume: must be the name or the folder of a run, got {name!r}")
+    found = [(file.stat().st_mtime, file.parent) for file in RUNS.glob(f"**/{RECORD}")]
+    for _, folder in sorted(found, reverse=True):
+        with suppress(Error):
+            if path is None or results.read_run(folder).data.get("path") == path:
+                return folder
+    told = f"on {path}" if path else "at all"
+    raise Error(f"resume: there must be an earlier run in {RUNS}, got none {told}")
 
 
 def claim(folder: Path) -> None:

@@ -1,19 +1,20 @@
 """The training loop, from top to bottom: read it as one story.
 
-Only ``val`` chooses (which epoch is kept); ``test`` is measured once, at the end. Accuracies are always of the network
-in eval mode on images as they are, without augmentation, so that train and val can be compared (row S1).
+Only ``val`` chooses (which epoch is kept, when to stop early); ``test`` is measured once, at the end. Accuracies are
+always of the network in eval mode on images as they are, without augmentation, so that train and val can be compared
+(row S1). After each epoch's last step the place is written down; whatever comes after it (measuring, choosing) gives
+the same again when it is repeated, so a training that is killed at any moment goes on to the same result.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +22,27 @@ from torch.nn.functional import cross_entropy
 
 from leanconv import data
 from leanconv.contract import Attachment
-from leanconv.data import DataSet, Split
+from leanconv.data import Batch, DataSet, Split
 from leanconv.errors import Error
 from leanconv.kernels.keys import keyed
 from leanconv.measure import score
-from leanconv.recipe import Recipe
+from leanconv.recipe import Recipe, Training
 from leanconv.results import Epoch, Score, append_metrics
-from leanconv.training import checkpoint, optim
+from leanconv.training import checkpoint, optim, state
 from leanconv.training.build import Built, attach
 from leanconv.training.checkpoint import Header
-from leanconv.training.folder import WEIGHTS
+from leanconv.training.ema import Average
+from leanconv.training.folder import METRICS, WEIGHTS
 from leanconv.training.progress import Watch
+from leanconv.training.state import Place
+from leanconv.training.stopping import Stopper
+from leanconv.training.world import World
 
-__all__ = ["Trained", "fit", "some", "steps_per_epoch"]
+__all__ = ["Output", "Trained", "fit", "some", "steps_per_epoch"]
 
 # Training images that are measured after each epoch, at the end, and that settle statistics: evenly spaced ones.
 WATCHED, FINAL, SETTLING = 1_000, 10_000, 2_048
+SAVE_SECONDS = 120.0  # within an epoch, the place is written down this often
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Trained:
     Attributes:
         model: with the weights of the best epoch, statistics settled, in eval mode.
         train, val, test: scores of that network; ``test`` is None where there is no test set.
+        epochs: that were trained; fewer than the recipe's where ``patience`` ended it.
         best_epoch: from 1.
         seconds: of training per epoch, without the measuring.
         notes: one sentence for each technique that had no effect.
@@ -56,114 +63,247 @@ class Trained:
     train: Score
     val: Score
     test: Score | None
+    epochs: int
     best_epoch: int
     seconds: tuple[float, ...]
     notes: tuple[str, ...]
     digest: str
 
 
-def fit(built: Built, recipe: Recipe, images: DataSet, folder: Path, header: Header, watch: Watch) -> Trained:
+@dataclass(frozen=True)
+class Output:
+    """Where a training writes, and who watches and may stop it.
+
+    Attributes:
+        folder: of the run, ready to be written; with a ``state.safetensors`` in it, the training goes on from there.
+        header: goes into the checkpoint.
+        watch: is told of every step and epoch.
+        stopper: is asked after every step.
+    """
+
+    folder: Path
+    header: Header
+    watch: Watch
+    stopper: Stopper
+
+
+def fit(built: Built, recipe: Recipe, images: DataSet, world: World, output: Output) -> Trained:
     """Train a network; leave the best weights and one line per epoch in the folder.
 
     Args:
         built: the network; it is trained in place.
         recipe: its ``training`` and ``data`` sections and its techniques decide.
         images: train, val and perhaps test.
-        folder: of the run, ready to be written.
-        header: goes into the checkpoint.
-        watch: is told of every step and epoch.
+        world: the processes that train together.
+        output: where to write.
 
     Raises:
-        Error: the loss is no longer finite, or a technique cannot do its part in training.
+        Error: the loss is no longer finite, a technique cannot do its part in training, or a file cannot be written;
+            the last place that was written down stays.
+        Stopped: a signal asked for it; the place is written down.
     """
-    model, settings = built.model, recipe.training
-    fabric = _fabric(settings.precision)
-    optimizer = optim.make(model, built.roles, settings)
-    attachments, notes = attach(built, recipe, optimizer, len(images.train))
-    net, stepper = fabric.setup(model, optimizer)
-    training = _Training(fabric, net, stepper, attachments, recipe, images, watch)
-    watched = some(images, WATCHED)
-
-    best, best_epoch, seconds = (-1.0, 0.0), 0, []
-    kept: dict[str, Tensor] = {}
-    for epoch in range(1, settings.epochs + 1):
-        started = perf_counter()
-        loss, penalty = training.epoch(epoch)
-        seconds.append(perf_counter() - started)
-        seen = score(model, watched, "train", settings.eval_batch)
-        unseen = score(model, images, "val", settings.eval_batch)
-        row = Epoch(epoch, training.done, training.lr, loss, penalty, seen, unseen, seconds[-1])
-        append_metrics(folder, row)
-        watch.epoch(row)
-        quality = (unseen.accuracy, -(unseen.loss or 0.0))
-        if quality >= best:
-            best, best_epoch = quality, epoch
-            kept = copy.deepcopy(model.state_dict())
-            checkpoint.save(folder / WEIGHTS, kept, header)
-
-    model.load_state_dict(kept)
-    settling = [x for x, _, _ in data.batches(some(images, SETTLING), "train", settings.eval_batch)]
-    for attachment in attachments:
-        attachment.settle(settling)
-        attachment.close()
-    digest = checkpoint.save(folder / WEIGHTS, model.state_dict(), header)
-    train = score(model, some(images, FINAL), "train", settings.eval_batch)
-    val = score(model, images, "val", settings.eval_batch)
-    test = score(model, images, "test", settings.eval_batch) if images.test is not None else None
-    return Trained(model.eval(), train, val, test, best_epoch, tuple(seconds), tuple(notes), digest)
+    training = _Training(built, recipe, images, world, output)
+    training.resume()
+    while not training.over():
+        training.rest_of_epoch()
+        training.save()
+        with output.stopper.at_once():
+            training.measure()
+    with output.stopper.at_once():
+        return training.finish()
 
 
-@dataclass
 class _Training:
-    """What the steps share; ``done`` and ``lr`` are of the last one."""
+    """What the steps share. ``place`` tells where it stands, ``kept`` holds the state_dict of the best epoch."""
 
-    fabric: Any
-    net: Any
-    optimizer: Any
-    attachments: list[Attachment]
-    recipe: Recipe
-    images: DataSet
-    watch: Watch
-    done: int = 0
-    lr: float = 0.0
+    def __init__(self, built: Built, recipe: Recipe, images: DataSet, world: World, output: Output) -> None:
+        self.model, self.recipe, self.images, self.world, self.output = built.model, recipe, images, world, output
+        settings = recipe.training
+        optimizer = optim.make(built.model, built.roles, settings, built.loaded)
+        self.attachments, self.notes = attach(built, recipe, optimizer, len(images.train))
+        self.net, self.optimizer = world.fabric.setup(self.model, optimizer)
+        self.average = Average(self.model, settings.ema)
+        self.place = Place(recipe.digest, images.fingerprint)
+        self.kept: dict[str, Tensor] = {}
+        self.parts = world.size * settings.accumulate
+        self.sizes = data.batch_sizes(len(images.train), settings.batch, 2 * self.parts)
+        self.weights = data.class_weights(images) if recipe.data.balance == "weights" else None
+        self.watched = some(images, WATCHED)
+        self.saved = perf_counter()
 
-    def epoch(self, number: int) -> tuple[float, float]:
-        """One pass over the training images, from 1; the mean C0 and the mean penalty, in nats per image."""
-        settings, n = self.recipe.training, len(self.images.train)
-        per_epoch = steps_per_epoch(n, settings.batch)
-        policy = self.recipe.data.augment
-        total, total_penalty = 0.0, 0.0
+    def over(self) -> bool:
+        """Whether the last epoch is measured, or ``patience`` epochs have brought nothing better on val."""
+        settings, done = self.recipe.training, self.place.epoch - 1
+        tired = settings.patience is not None and done - self.place.best_epoch >= settings.patience
+        return self.world.same(done >= settings.epochs or (done > 0 and tired))
+
+    def rest_of_epoch(self) -> None:
+        """What is left of the pass over the training images."""
+        settings, place, world = self.recipe.training, self.place, self.world
         self.net.train()
-        for x, y, _ in data.batches(
-            self.images, "train", settings.batch, epoch=number - 1, seed=settings.seed, policy=policy
-        ):
-            self.lr = settings.lr * optim.factor(settings, self.done, per_epoch)
-            c0, penalty = self.step(x, y)
-            if not math.isfinite(c0 + penalty):
-                got = f"{c0 + penalty} in epoch {number}"
-                raise Error(f"training: the loss must stay finite (a smaller lr may help), got {got}")
-            total += c0 * len(y)
-            total_penalty += penalty * len(y)
-            self.watch.step()
-        return total / n, total_penalty / n
+        mine = range(world.rank * settings.accumulate, (world.rank + 1) * settings.accumulate)
+        steps = data.steps(
+            self.images,
+            settings.batch,
+            epoch=place.epoch - 1,
+            seed=settings.seed,
+            policy=self.recipe.data.augment,
+            balance=self.recipe.data.balance,
+            start=place.step,
+            parts=self.parts,
+            mine=mine,
+        )
+        self.output.watch.at((place.epoch - 1) * len(self.sizes) + place.step)
+        started, before = perf_counter(), place.seconds
+        for batches in steps:
+            self.step(batches)
+            place.seconds = before + perf_counter() - started
+            self.output.watch.step()
+            asked = any(world.total(float(self.output.stopper.asked())))
+            if asked or (world.size == 1 and perf_counter() - self.saved > SAVE_SECONDS):
+                self.save()
+            if asked:
+                raise self.output.stopper.stopped()
 
-    def step(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        """Forward, backward, update. The masks are functions of (seed, step, position in the batch)."""
-        settings = self.recipe.training
-        optim.set_rate(self.optimizer, self.lr)
-        with keyed(settings.seed, self.done):
-            c0 = cross_entropy(self.net(x), y, label_smoothing=settings.label_smoothing)
-            penalty = _penalty(self.attachments)
-            self.fabric.backward(c0 if penalty is None else c0 + penalty)
+    def step(self, batches: list[Batch]) -> None:
+        """Forward, backward, update. The masks are functions of (seed, step, position in the step's batch).
+
+        Several micro-batches, here and in other processes, make one batch: each counts by its share of the images, and
+        the penalty once.
+        """
+        settings, place = self.recipe.training, self.place
+        size = self.sizes[place.step]
+        place.lr = settings.lr * optim.factor(settings, place.done, len(self.sizes))
+        optim.set_rate(self.optimizer, place.lr)
+        c0, penalty = 0.0, 0.0
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            with keyed(settings.seed, place.done, batch.offset), self._unsynchronised(not last):
+                loss = self.loss(batch) * (len(batch.labels) * self.world.size / size)
+                c0 += loss.item() / self.world.size
+                added = _penalty(self.attachments) if last else None
+                penalty = 0.0 if added is None else added.item()
+                self._need_finite(loss.item() + penalty, batch)
+                self.world.fabric.backward(loss if added is None else loss + added)
+        if settings.clip is not None:
+            self.world.fabric.clip_gradients(self.net, self.optimizer, max_norm=settings.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.done += 1
-        return c0.item(), 0.0 if penalty is None else penalty.item()
+        self.average.step()
+        place.done += 1
+        place.step += 1
+        place.loss += c0 * size
+        place.penalty += penalty * size
+
+    def loss(self, batch: Batch) -> Tensor:
+        """C0: mean cross entropy in nats; with ``balance: weights`` each image counts by its class."""
+        smoothing = self.recipe.training.label_smoothing
+        if self.weights is None:
+            return cross_entropy(self.net(batch.images), batch.labels, label_smoothing=smoothing)
+        each = cross_entropy(
+            self.net(batch.images), batch.labels, self.weights, label_smoothing=smoothing, reduction="sum"
+        )
+        return each / len(batch.labels)
+
+    def measure(self) -> None:
+        """Train and val after the epoch; what is better on val is kept. Then the next epoch is the place."""
+        place, size, folder = self.place, self.recipe.training.eval_batch, self.output.folder
+        n = len(self.images.train)
+        loss, _ = self.world.total(place.loss, 0.0)
+        if self.world.first:
+            with self.average.in_place():
+                seen = score(self.model, self.watched, "train", size)
+                unseen = score(self.model, self.images, "val", size)
+                quality = [unseen.accuracy, -(unseen.loss or 0.0)]
+                if quality >= place.best:
+                    place.best, place.best_epoch = quality, place.epoch
+                    self.kept = copy.deepcopy(self.model.state_dict())
+                    checkpoint.save(folder / WEIGHTS, self.kept, self.output.header)
+            row = Epoch(place.epoch, place.done, place.lr, loss / n, place.penalty / n, seen, unseen, place.seconds)
+            append_metrics(folder, row)
+            self.output.watch.epoch(row)
+        self.place = replace(
+            place,
+            epoch=place.epoch + 1,
+            step=0,
+            loss=0.0,
+            penalty=0.0,
+            seconds=0.0,
+            epochs_seconds=[*place.epochs_seconds, place.seconds],
+        )
+
+    def finish(self) -> Trained:
+        """The best weights with their statistics settled, measured on everything, test included."""
+        size, images, place = self.recipe.training.eval_batch, self.images, self.place
+        if not self.world.first:
+            self.kept = self.model.state_dict()
+        self.model.load_state_dict(self.kept)
+        settling = [x for x, *_ in data.batches(some(images, SETTLING), "train", size)]
+        for attachment in self.attachments:
+            attachment.settle(settling)
+            attachment.close()
+        digest = ""
+        if self.world.first:
+            digest = checkpoint.save(self.output.folder / WEIGHTS, self.model.state_dict(), self.output.header)
+        train = score(self.model, some(images, FINAL), "train", size)
+        val = score(self.model, images, "val", size)
+        test = score(self.model, images, "test", size) if images.test is not None else None
+        epochs, seconds = place.epoch - 1, tuple(place.epochs_seconds)
+        return Trained(
+            self.model.eval(), train, val, test, epochs, place.best_epoch, seconds, tuple(self.notes), digest
+        )
+
+    def save(self) -> None:
+        """Write the place down, with everything that the next step depends on."""
+        self.saved = perf_counter()
+        weights = self.model.state_dict()
+        odd = [n for n, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+        if odd:
+            raise Error(f"training: weights must stay finite (a smaller lr may help), got others in {odd[0]}")
+        if not self.world.first:
+            return
+        average, self.place.averaged = self.average.state()
+        optimizer = state.optimizer_state(self.model, self.optimizer)
+        groups = {"model": weights, "optimizer": optimizer, "average": average, "kept": self.kept}
+        state.save(self.output.folder, self.place, groups)
+
+    def resume(self) -> None:
+        """Go on from the place that was written down, where there is one."""
+        found = state.load(self.output.folder)
+        if found is None:
+            return
+        place, groups = found
+        if (place.recipe, place.fingerprint) != (self.place.recipe, self.place.fingerprint):
+            what = "recipe" if place.recipe != self.place.recipe else "data"
+            raise Error(f"resume: the {what} must be that of the run in {self.output.folder}, got another")
+        self.place = place
+        self.model.load_state_dict(groups["model"])
+        state.restore_optimizer(self.model, self.optimizer, groups["optimizer"])
+        self.average.load(groups["average"], place.averaged)
+        self.kept = groups["kept"]
+        if self.world.first:
+            _cut(self.output.folder / METRICS, place.epoch - 1)
+
+    def _unsynchronised(self, more: bool) -> AbstractContextManager[None]:
+        fabric = self.world.fabric
+        return fabric.no_backward_sync(self.net, enabled=more) if self.world.size > 1 else nullcontext()
+
+    def _need_finite(self, value: float, batch: Batch) -> None:
+        if not math.isfinite(value):
+            got = f"{value} in epoch {self.place.epoch}, step {self.place.step + 1}"
+            raise Error(f"training: the loss must stay finite (a smaller lr may help), got {got}")
 
 
-def steps_per_epoch(images: int, batch: int) -> int:
+def _cut(path: Path, rows: int) -> None:
+    """Leave only the first rows of ``metrics.jsonl``: what came after the place will be measured again."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    if len(lines) > rows:
+        checkpoint.write_bytes(path, b"".join(line + b"\n" for line in lines[:rows]))
+
+
+def steps_per_epoch(images: int, settings: Training, processes: int = 1) -> int:
     """Optimizer steps in one pass over so many images."""
-    return len(data.batch_sizes(images, batch))
+    return len(data.batch_sizes(images, settings.batch, 2 * settings.accumulate * processes))
 
 
 def some(images: DataSet, count: int) -> DataSet:
@@ -182,11 +322,3 @@ def _penalty(attachments: list[Attachment]) -> Tensor | None:
         stopped = {**stopped, **attachment.stopped()}
     penalties = [p for p in (attachment.penalty(stopped) for attachment in attachments) if p is not None]
     return torch.stack([p.reshape(()) for p in penalties]).sum() if penalties else None
-
-
-def _fabric(precision: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Fabric's remarks on the machine are not the user's business
-        from lightning_fabric import Fabric
-
-        return Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]

@@ -63,6 +63,10 @@ class Watch:
         with self.bar:
             yield self
 
+    def at(self, steps: int) -> None:
+        """So many optimizer steps are done, where a training goes on."""
+        self.bar.update(self.task, completed=steps)
+
     def step(self) -> None:
         """One optimizer step is done."""
         self.bar.advance(self.task)

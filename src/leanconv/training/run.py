@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +19,64 @@ from leanconv.errors import Error
 from leanconv.recipe import Recipe
 from leanconv.techniques import l2
 from leanconv.training import folder as folders
+from leanconv.training import state
 from leanconv.training.build import Built, build, from_scratch
 from leanconv.training.checkpoint import Header, write_bytes
-from leanconv.training.folder import RECIPE, Run
-from leanconv.training.loop import Trained, fit, steps_per_epoch
+from leanconv.training.folder import RECIPE, RECORD, Run
+from leanconv.training.loop import Output, Trained, fit, steps_per_epoch
 from leanconv.training.progress import Watch
+from leanconv.training.stopping import Stopped, Stopper
+from leanconv.training.world import World
 
-__all__ = ["load", "prepare", "run", "train"]
+__all__ = ["Job", "load", "prepare", "run", "train"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What of a training is no part of its recipe: it changes nothing in the result.
+
+    Attributes:
+        name: of the run; None: ``exp``, ``exp2``, ...
+        overwrite: replace the run of that name.
+        resume: folder of the run that goes on; None: a new one.
+        title: stands before the progress; None: the name.
+        cache: decoded images are kept in a file for the next time.
+        strict_data: an unreadable image is an error.
+    """
+
+    name: str | None = None
+    overwrite: bool = False
+    resume: Path | None = None
+    title: str | None = None
+    cache: bool = True
+    strict_data: bool = False
 
 
 def train(
-    images: str | Path | DataSet,
+    images: str | Path | DataSet | None = None,
     *,
-    recipe: str | Path | Recipe = "default",
-    model: str | None = None,
-    epochs: int | None = None,
-    batch: int | None = None,
+    recipe: str | Path | Recipe | None = None,
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
     overwrite: bool = False,
+    resume: bool | str = False,
+    **flags: Any,
 ) -> Run:
     """Train a network on images and keep it in ``runs/<name>``.
 
     After each epoch the network is measured in eval mode on unaugmented images; the epoch that is best on ``val`` is
-    kept. ``test`` is measured once at the end and chooses nothing. Progress goes to stderr.
+    kept. ``test`` is measured once at the end and chooses nothing. Progress goes to stderr. Ctrl-C and SIGTERM write
+    the place down and leave; ``resume`` goes on from it to the same result, bit for bit.
 
     Args:
-        images: a folder (``train/val/test`` or flat), ``demo``, or a :class:`leanconv.data.DataSet`.
-        recipe: a name, a YAML file, or a :class:`leanconv.Recipe`.
-        model: a network of :mod:`leanconv.models`, or ``package.module:attribute``; None: the recipe's.
-        epochs: passes over the training images; None: the recipe's.
-        batch: images per optimizer step; None: the recipe's.
-        settings: any other values of the recipe: ``{"seed": 1, "imgsz": 96, "techniques.dropout.p": 0.3}``.
+        images: a folder (``train/val/test`` or flat), another source of :func:`leanconv.data.load`, or a
+            :class:`leanconv.data.DataSet`; None with ``resume``: those of the run.
+        recipe: a name, a YAML file, or a :class:`leanconv.Recipe`; None: ``default``, or with ``resume`` the run's.
+        settings: values of the recipe by key: ``{"techniques.dropout.p": 0.3}``.
         name: of the run; None: ``exp``, ``exp2``, ...
         overwrite: replace the run of that name.
+        resume: go on with a run that was interrupted: its name or folder, or True for the newest one on these images.
+        **flags: values of the recipe by field: ``model="mobilenet_v1"``, ``epochs=10``, ``batch=64``, ``seed=1``.
 
     Returns:
         The run: ``run.model`` (in eval mode), ``run.record`` (final figures), ``run.metrics`` (one row per epoch),
@@ -60,50 +84,125 @@ def train(
 
     Raises:
         Error: bad data, a batch larger than the training set, a bad recipe or model, an input that does not fit, a
-            name that exists; nothing is written or overwritten then. A loss that is no longer finite.
+            name that exists; nothing is written or overwritten then. A loss that is no longer finite. A resume with
+            another recipe or other data, or from a damaged file.
 
     Source: rows S1 and S28.
     """
-    chosen = recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
-    flags = {"model": model, "epochs": epochs, "batch": batch, **(settings or {})}
-    return run(images, recipes.override(chosen, **flags), name, overwrite)
+    job = Job(name, overwrite, going_on(resume, images, name))
+    return run(images, chosen(recipe, {**(settings or {}), **flags}, job.resume), job)
 
 
-def run(
-    images: str | Path | DataSet,
-    recipe: Recipe,
-    name: str | None = None,
-    overwrite: bool = False,
-    watch: Watch | None = None,
-    title: str | None = None,
-) -> Run:
+def going_on(resume: bool | str | None, images: str | Path | DataSet | None, name: str | None = None) -> Path | None:
+    """The folder of the run that ``resume`` means, or None where it means none.
+
+    Raises:
+        Error: there is no such run.
+    """
+    if resume is None or resume is False:
+        return None
+    if resume is True:
+        return folders.resumed(name, None if images is None or isinstance(images, DataSet) else _path(images))
+    return folders.resumed(resume, None)
+
+
+def chosen(recipe: str | Path | Recipe | None, flags: Mapping[str, Any], resume: Path | None = None) -> Recipe:
+    """The recipe with the flags in it; where a run goes on, the run's, which the others must agree with.
+
+    Raises:
+        Error: a bad recipe or flag, or one that the run does not have.
+    """
+    if resume is None:
+        base = recipe if isinstance(recipe, Recipe) else recipes.load(recipe or "default")
+        return recipes.override(base, **flags)
+    own = recipes.load(resume / RECIPE)
+    base = own if recipe is None else recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
+    wanted = from_scratch(recipes.override(base, **flags)).resolved()
+    if wanted.digest != own.digest:
+        told = ", ".join(recipes.differences(own, wanted))
+        raise Error(f"resume: the recipe must be that of the run in {resume}, got {told}")
+    return own
+
+
+def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = None, watch: Watch | None = None) -> Run:
     """:func:`train` with a finished recipe, watched by a bar of the caller's.
 
     Raises:
         Error: as :func:`train`.
+        Stopped: a signal ended it; the place is written down.
     """
+    job = job or Job()
     recipe = from_scratch(recipe).resolved()
-    with _threads(recipe.training.threads):
-        folder = folders.choose(name, overwrite)
-        loaded = images if isinstance(images, DataSet) else load(images, recipe)
+    world = World(recipe.training.precision)
+    with _threads(recipe.training.threads), Stopper().listening() as stopper:
+        folder = job.resume or world.same(folders.choose(job.name, job.overwrite) if world.first else Path())
+        if job.resume and (folder / RECORD).is_file() and results.read_run(folder).status == "done":
+            return Run(folder)
+        source = _source(images, job.resume)
+        loaded = source if isinstance(source, DataSet) else load(source, recipe, job)
         built, header = prepare(recipe, loaded)
-        folders.claim(folder)
-        write_bytes(folder / RECIPE, recipes.dump(recipe).encode())
-        steps = steps_per_epoch(len(loaded.train), recipe.training.batch)
-        with (watch or Watch()).training(title or name or folder.name, recipe.training.epochs, steps) as watching:
-            trained = fit(built, recipe, loaded, folder, header, watching)
-        record = _record(name or folder.name, recipe, loaded, built, trained)
-        results.write_run(folder, record)
+        begun = _begun(job.name or folder.name, recipe, source, loaded)
+        watch = watch or Watch(shown=world.first)
+        if world.first:
+            _begin(folder, recipe, begun, job)
+        world.wait()
+        steps = steps_per_epoch(len(loaded.train), recipe.training, world.size)
+        try:
+            with watch.training(job.title or begun.name, recipe.training.epochs, steps) as watching:
+                trained = fit(built, recipe, loaded, world, Output(folder, header, watching, stopper))
+            record = _record(begun, recipe, loaded, built, trained)
+        except BaseException as error:
+            if world.first:
+                status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt) else "failed"
+                results.write_run(folder, replace(begun, status=status, notes=[*begun.notes, str(error)]))
+            raise
+        if world.first:
+            results.write_run(folder, record)
+            state.clear(folder)
+        world.wait()
     done = Run(folder)
     # What is handed back is this run, also when a later one of the same name has replaced its files.
     vars(done).update(record=record, metrics=results.read_metrics(folder), model=trained.model, header=header)
     return done
 
 
-def load(images: str | Path, recipe: Recipe) -> DataSet:
+def _begin(folder: Path, recipe: Recipe, begun: results.Run, job: Job) -> None:
+    """The folder with what is known before the first step; where a run goes on, what it has stays."""
+    if job.resume is None or state.load(folder) is None:
+        folders.claim(folder)
+    write_bytes(folder / RECIPE, recipes.dump(recipe).encode())
+    results.write_run(folder, begun)
+
+
+def _source(images: str | Path | DataSet | None, resume: Path | None) -> str | Path | DataSet:
+    if images is not None:
+        return images
+    path = results.read_run(resume).data.get("path") if resume else None
+    if path is None:
+        raise Error("train: DATA must be given, got none, and no run that tells where its images are")
+    return str(path)
+
+
+def _path(images: str | Path) -> str:
+    """As the record has it: a folder or file in full, any other source by its name."""
+    path = Path(images).expanduser()
+    return str(path.resolve()) if path.exists() and str(images) != "demo" else str(images)
+
+
+def load(images: str | Path, recipe: Recipe, job: Job | None = None) -> DataSet:
     """The images as the recipe wants them."""
-    d = recipe.data
-    return data.load(images, imgsz=d.imgsz, in_chans=d.in_chans, val=d.val, test=d.test, seed=d.split_seed)
+    d, job = recipe.data, job or Job()
+    return data.load(
+        images,
+        imgsz=d.imgsz,
+        in_chans=d.in_chans,
+        val=d.val,
+        test=d.test,
+        seed=d.split_seed,
+        label_noise=d.label_noise,
+        cache=job.cache,
+        strict=job.strict_data,
+    )
 
 
 def prepare(recipe: Recipe, images: DataSet) -> tuple[Built, Header]:
@@ -130,16 +229,16 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _record(name: str, recipe: Recipe, images: DataSet, built: Built, trained: Trained) -> results.Run:
-    example = built.example[:1].contiguous(memory_format=torch.channels_last)
-    cost = accounting.cost(trained.model, example)
+def _begun(name: str, recipe: Recipe, source: str | Path | DataSet, images: DataSet) -> results.Run:
+    """The record before the first step."""
     return results.Run(
         name=name,
-        status="done",
+        status="running",
         recipe=recipe.to_dict(),
         digest=recipe.digest,
         data={
             "source": images.source,
+            "path": None if isinstance(source, DataSet) else _path(source),
             "fingerprint": images.fingerprint,
             "classes": list(images.classes),
             "counts": images.counts,
@@ -149,7 +248,18 @@ def _record(name: str, recipe: Recipe, images: DataSet, built: Built, trained: T
             "in_chans": images.in_chans,
         },
         environment=results.environment() | {"threads": torch.get_num_threads()},
-        epochs=recipe.training.epochs,
+        notes=list(images.notes),
+    )
+
+
+def _record(begun: results.Run, recipe: Recipe, images: DataSet, built: Built, trained: Trained) -> results.Run:
+    """The record at the end."""
+    example = built.example[:1].contiguous(memory_format=torch.channels_last)
+    cost = accounting.cost(trained.model, example)
+    return replace(
+        begun,
+        status="done",
+        epochs=trained.epochs,
         best=trained.best_epoch,
         train=trained.train,
         val=trained.val,
@@ -158,7 +268,7 @@ def _record(name: str, recipe: Recipe, images: DataSet, built: Built, trained: T
         macs=cost.macs,
         seconds_per_epoch=statistics.median(trained.seconds),
         ms_per_image=measure.latency(trained.model, example).per_image,
-        notes=[*images.notes, *trained.notes],
+        notes=[*begun.notes, *built.notes, *trained.notes],
         extra={
             "decay": _decay(trained.model, recipe, len(images.train)),
             "weights_sha256": trained.digest,

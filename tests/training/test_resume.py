@@ -259,3 +259,21 @@ def test_two_processes_have_the_masks_of_one(tmp_path: Path) -> None:
         assert a.loss == pytest.approx(b.loss, rel=1e-4)
     for name, value in one.model.state_dict().items():
         torch.testing.assert_close(two.model.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_leaves_in_good_order_on_a_signal(number: signal.Signals, code: int) -> None:
+    images = flat(Path("pics"))
+    Path("r.yaml").write_text(recipes.dump(quick(epochs=100_000)))
+    words = [sys.executable, "-m", "leanconv", "train", str(images), "--recipe", "r.yaml", "--name", "x"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not Path("runs/x/metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, told = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert told.splitlines()[-1] == f"leanconv: training: stopped by {number.name}, `--resume` goes on from here"
+    assert "Traceback" not in told
+    assert out == ""
+    assert Run(Path("runs/x")).record.status == "stopped"
+    assert state.load(Path("runs/x")) is not None

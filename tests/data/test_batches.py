@@ -234,7 +234,7 @@ def test_the_set_is_never_written_to() -> None:
         (("test", 4, None, "none"), "split must be one of train, val, got 'test'"),
         (("train", 0, None, "none"), "size must be at least 1, got size=0"),
         (("train", 38, 0, "none"), "batch: must be at most the number of train images, 37, got 38"),
-        (("train", 4, 0, "flips"), "policy must be one of auto, none, flip_crop, shift, shift_flip, got 'flips'"),
+        (("train", 4, 0, "flips"), "crop_flip_cutout, photo, photo_light, got 'flips'"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments: tuple[str, int, int | None, str], message: str) -> None:

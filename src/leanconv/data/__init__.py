@@ -20,6 +20,9 @@ from leanconv.data.dataset import DataSet as DataSet
 from leanconv.data.dataset import Facts as Facts
 from leanconv.data.dataset import Split as Split
 from leanconv.data.dataset import Unreadable as Unreadable
+from leanconv.data.gating import Finding as Finding
+from leanconv.data.gating import Report as Report
+from leanconv.data.gating import gate as gate
 from leanconv.data.images import read_image as read_image
 from leanconv.data.loading import load as load
 from leanconv.data.order import balanced_order as balanced_order

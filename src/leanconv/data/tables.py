@@ -179,7 +179,7 @@ def _archive(path: Path) -> dict[str, Callable[[], NDArray[Any]]]:
 
     def read(key: str) -> NDArray[Any]:
         try:
-            with np.load(path, allow_pickle=False) as opened:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as opened:
                 array: NDArray[Any] = opened[key]
                 return array
         except Exception as error:  # zipfile's, zlib's, numpy's
@@ -187,11 +187,12 @@ def _archive(path: Path) -> dict[str, Callable[[], NDArray[Any]]]:
             raise Error(f"data: {key} of {path} must be a plain array, got {why}") from None
 
     try:
-        opened = np.load(path, allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            raise ValueError("a single array")
-        with opened:
-            keys = list(opened.files)
+        with path.open("rb") as file:  # np.load leaves a file open that it cannot read
+            opened = np.load(file, allow_pickle=False)
+            if isinstance(opened, np.ndarray):
+                raise ValueError("a single array")
+            with opened:
+                keys = list(opened.files)
     except Exception as error:
         why = "a pickle, which is never loaded" if "allow_pickle" in str(error) else _said(error)
         raise Error(f"data: {path} must be an .npz archive of arrays, got {why}") from None

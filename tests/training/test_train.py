@@ -37,7 +37,7 @@ def test_a_folder_becomes_a_run_with_its_files_and_figures() -> None:
     done = leanconv.train(split(Path("pics")), recipe=quick(), name="flowers")
     assert done.folder == Path("runs/flowers")
     files = {p.name for p in done.folder.iterdir()}
-    assert files == {"recipe.yaml", "model.safetensors", "metrics.jsonl", "run.json"}
+    assert files == {"recipe.yaml", "model.safetensors", "metrics.jsonl", "run.json", "data.json"}
     record = done.record
     assert (record.status, record.epochs, len(done.metrics)) == ("done", 2, 2)
     assert record.data["classes"] == sorted(CLASSES)

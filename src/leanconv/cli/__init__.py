@@ -20,6 +20,7 @@ __all__ = ["COMMANDS", "main"]
 # Subcommand -> the module that has `configure(parser)` and `run(arguments) -> exit code`, and its line of help.
 COMMANDS = {
     "train": ("leanconv.cli.train", "train a network on your own images, or on the demo's"),
+    "data": ("leanconv.cli.data", "look for what is wrong with a set of images, before training"),
     "predict": ("leanconv.cli.predict", "name what is in photos, with one trained run or the average of several"),
     "cost": ("leanconv.cli.cost", "parameters, multiply-adds and bytes of a network, layer by layer"),
     "demo": ("leanconv.cli.demo", "train six small networks and show what each technique brings"),
@@ -28,6 +29,7 @@ COMMANDS = {
 _EPILOG = """\
 examples:
   leanconv demo
+  leanconv data path/to/images
   leanconv train path/to/images --epochs 10 --name flowers
   leanconv predict runs/flowers photo.jpg
   leanconv cost mobilenet_v1 --input 3,224,224

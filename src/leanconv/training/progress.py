@@ -49,6 +49,16 @@ class Watch:
         )
         self.task = TaskID(0)
 
+    def tell(self, sentence: str) -> None:
+        """One sentence that a person should see before the training."""
+        if self.shown:
+            print(sentence, file=sys.stderr, flush=True)
+
+    def reading(self, done: int, total: int) -> None:
+        """So many image files are read."""
+        if self.live:
+            self.console.print(f"reading images: {done:,} of {total:,}", end="\n" if done == total else "\r")
+
     @contextmanager
     def training(self, title: str, epochs: int, steps: int) -> Iterator[Self]:
         """While one network trains.

@@ -22,7 +22,7 @@ from leanconv.training import folder as folders
 from leanconv.training import state
 from leanconv.training.build import Built, build, from_scratch
 from leanconv.training.checkpoint import Header, write_bytes
-from leanconv.training.folder import RECIPE, RECORD, Run
+from leanconv.training.folder import GATE, RECIPE, RECORD, Run
 from leanconv.training.loop import Output, Trained, fit, steps_per_epoch
 from leanconv.training.progress import Watch
 from leanconv.training.stopping import Stopped, Stopper
@@ -139,12 +139,20 @@ def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = N
         if job.resume and (folder / RECORD).is_file() and results.read_run(folder).status == "done":
             return Run(folder)
         source = _source(images, job.resume)
-        loaded = source if isinstance(source, DataSet) else load(source, recipe, job)
-        built, header = prepare(recipe, loaded)
-        begun = _begun(job.name or folder.name, recipe, source, loaded)
         watch = watch or Watch(shown=world.first)
+        loaded = source if isinstance(source, DataSet) else load(source, recipe, job, watch)
+        if job.resume and (folder / RECORD).is_file():
+            before = results.read_run(folder).data.get("fingerprint")
+            if before != loaded.fingerprint:
+                raise Error(f"resume: the data must be that of the run in {folder}, got other images in {source}")
+        built, header = prepare(recipe, loaded)
+        report = data.gate(loaded)
+        begun = _begun(job.name or folder.name, recipe, source, loaded, report)
         if world.first:
             _begin(folder, recipe, begun, job)
+            results.write_json(folder / GATE, report.to_dict())
+            for told in _told(report):
+                watch.tell(told)
         world.wait()
         steps = steps_per_epoch(len(loaded.train), recipe.training, world.size)
         try:
@@ -189,7 +197,7 @@ def _path(images: str | Path) -> str:
     return str(path.resolve()) if path.exists() and str(images) != "demo" else str(images)
 
 
-def load(images: str | Path, recipe: Recipe, job: Job | None = None) -> DataSet:
+def load(images: str | Path, recipe: Recipe, job: Job | None = None, watch: Watch | None = None) -> DataSet:
     """The images as the recipe wants them."""
     d, job = recipe.data, job or Job()
     return data.load(
@@ -202,6 +210,7 @@ def load(images: str | Path, recipe: Recipe, job: Job | None = None) -> DataSet:
         label_noise=d.label_noise,
         cache=job.cache,
         strict=job.strict_data,
+        progress=watch.reading if watch else None,
     )
 
 
@@ -229,7 +238,14 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _begun(name: str, recipe: Recipe, source: str | Path | DataSet, images: DataSet) -> results.Run:
+def _told(report: data.Report) -> list[str]:
+    """Errors and warnings of the gate, a sentence each."""
+    return [f"data: {f.severity} {f.code}: {f.message}" for f in report.findings if f.severity != "note"]
+
+
+def _begun(
+    name: str, recipe: Recipe, source: str | Path | DataSet, images: DataSet, report: data.Report
+) -> results.Run:
     """The record before the first step."""
     return results.Run(
         name=name,
@@ -248,7 +264,7 @@ def _begun(name: str, recipe: Recipe, source: str | Path | DataSet, images: Data
             "in_chans": images.in_chans,
         },
         environment=results.environment() | {"threads": torch.get_num_threads()},
-        notes=list(images.notes),
+        notes=[*images.notes, *_told(report)],
     )
 
 

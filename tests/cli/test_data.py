@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pictures import flat
 
 from leanconv.cli import data as command
 from leanconv.errors import Error
+from pictures import flat
 
 
 def call(*words: str) -> int:

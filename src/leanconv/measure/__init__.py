@@ -1,4 +1,4 @@
-"""What a network does, measured: time, differences of outputs, moments of hidden outputs, the gap.
+"""What a network does, measured: time, quality, differences of outputs, moments of hidden outputs, the gap.
 
 Prices of findings and certificates of changes are made of these. Nothing here leaves a trace in the network: flags,
 buffers and random numbers are as before.
@@ -17,4 +17,8 @@ from leanconv.measure.outputs import Gap as Gap
 from leanconv.measure.outputs import OutputDifference as OutputDifference
 from leanconv.measure.outputs import gap as gap
 from leanconv.measure.outputs import output_difference as output_difference
-from leanconv.measure.outputs import score as score
+from leanconv.measure.quality import Tally as Tally
+from leanconv.measure.quality import classify as classify
+from leanconv.measure.quality import classify_together as classify_together
+from leanconv.measure.quality import score as score
+from leanconv.results import Outcome as Outcome

@@ -1,4 +1,4 @@
-"""What two networks give, compared; and what one is worth on images."""
+"""What two networks give, compared; and what one gives on two splits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from leanconv.data import DataSet, batches
+from leanconv.data import DataSet
 from leanconv.errors import Error
 from leanconv.graph import evaluating
+from leanconv.measure.quality import score
 from leanconv.results import Difference, Score, difference
 
-__all__ = ["Gap", "OutputDifference", "gap", "output_difference", "score"]
+__all__ = ["Gap", "OutputDifference", "gap", "output_difference"]
 
 Example = Tensor | tuple[Tensor, ...]
 
@@ -70,29 +71,6 @@ def output_difference(a: nn.Module, b: nn.Module, probe: Example) -> OutputDiffe
     if not apart.numel():
         return OutputDifference(0.0, 0.0, 0.0)
     return OutputDifference(float(apart.max()), float(apart.mean()), float(left.abs().max()))
-
-
-def score(model: nn.Module, data: DataSet, split: str, size: int = 256) -> Score:
-    """Accuracy and mean cross entropy (nats) of a classifier on a split, in eval mode, unaugmented.
-
-    Args:
-        model: (N, C, H, W) -> (N, classes).
-        data: the set.
-        split: ``train``, ``val`` or ``test``.
-        size: images per pass.
-
-    Raises:
-        Error: no such split.
-    """
-    correct, loss, total = 0, 0.0, 0
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with evaluating(model):
-        for images, labels, _ in batches(data, split, size):
-            logits, labels = model(images.to(device)).double(), labels.to(device)
-            correct += int((logits.argmax(1) == labels).sum())
-            loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
-            total += len(labels)
-    return Score(correct, total, loss / total)
 
 
 def gap(model: nn.Module, data: DataSet, held_out: str = "val", size: int = 256) -> Gap:

@@ -12,6 +12,7 @@ from leanconv.results.files import read_lines as read_lines
 from leanconv.results.files import write_json as write_json
 from leanconv.results.machine import environment as environment
 from leanconv.results.machine import usable_cores as usable_cores
+from leanconv.results.quality import Outcome as Outcome
 from leanconv.results.records import Epoch as Epoch
 from leanconv.results.records import Run as Run
 from leanconv.results.records import append_metrics as append_metrics

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def environment(packages: Iterable[str] = _PACKAGES) -> dict[str, Any]:
         packages: names of distributions; those that are not installed are left out.
 
     Returns:
-        ``cpu`` (model), ``arch``, ``cores`` (of the machine), ``usable_cores``, ``memory_bytes`` (None where unknown),
+        ``date`` (now, ISO 8601, UTC), ``cpu`` (model), ``arch``, ``cores`` (of the machine), ``usable_cores``, ``memory_bytes`` (None where unknown),
         ``system``, ``python``, and ``versions`` (distribution -> version).
     """
     versions = {}
@@ -30,6 +31,7 @@ def environment(packages: Iterable[str] = _PACKAGES) -> dict[str, Any]:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu(),
         "arch": platform.machine(),
         "cores": os.cpu_count(),

@@ -32,7 +32,8 @@ class Epoch:
         train: in eval mode, on unaugmented training images.
         val: in eval mode.
         seconds: of training, without evaluation.
-        extra: what a technique or a study adds, plain values.
+        extra: what else was measured, plain values: ``balanced_accuracy`` and ``macro_f1`` on val, ``layers`` (a row
+            per layer, as ``leanconv.training.watching`` gives it), and what a technique or a study adds.
     """
 
     epoch: int
@@ -66,6 +67,8 @@ class Run:
         params, macs: of the network, macs for one image.
         seconds_per_epoch: median, training alone.
         ms_per_image: of inference, median.
+        quality: split -> :meth:`Outcome.to_dict` of the kept network: balanced accuracy, macro F1, recall per class,
+            confusion.
         notes: sentences that a reader should see.
         extra: further plain values.
     """
@@ -85,6 +88,7 @@ class Run:
     macs: int | None = None
     seconds_per_epoch: float | None = None
     ms_per_image: float | None = None
+    quality: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 

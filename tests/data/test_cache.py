@@ -277,6 +277,27 @@ print(loaded.notes[0])
     assert not list(place.glob("*.part"))
 
 
+def test_several_processes_at_once(root: Path) -> None:
+    """Each decodes or maps, whatever the others do meanwhile; an image that is truncated makes all rearrange."""
+    whole = (root / "a" / "00.png").read_bytes()
+    (root / "b" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    plain = [data.load(root, imgsz=8, seed=seed, cache=False).fingerprint for seed in (0, 1)]
+    code = f"""
+from leanconv import data
+from leanconv.data import reading
+reading._SMALL_FILES = -1
+for turn in range(20):
+    loaded = data.load({str(root)!r}, imgsz=8, seed=turn % 2)
+    assert loaded.fingerprint == {plain!r}[turn % 2]
+    assert loaded.train.images.any()
+    if turn % 5 == 4:
+        data.clear_cache()
+"""
+    running = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    told = [process.communicate()[1] for process in running]
+    assert told == ["", "", ""]
+
+
 def test_a_cache_that_is_a_file_falls_back_to_memory(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

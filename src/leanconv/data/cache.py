@@ -8,6 +8,7 @@ All are written under another name first and then renamed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -208,11 +209,20 @@ def writing(key: str, shape: tuple[int, int, int], order: list[int], rows: int) 
     path = folder / f"{key}-{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         with path.open("w+b") as file:
-            if hasattr(os, "posix_fallocate") and rows:
-                os.posix_fallocate(file.fileno(), 0, rows * int(np.prod(shape)))
+            _reserve(file.fileno(), rows * int(np.prod(shape)))
             yield Writer(key, shape, order, file, path)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Say at once, not after an hour of decoding, that the disk has no room; where the file system can tell."""
+    try:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
 
 
 class _Memo:

@@ -165,7 +165,7 @@ def _reason(one: Unreadable) -> str:
 def _classes(data: DataSet) -> Iterator[Finding]:
     if data.facts.empty:
         empty = data.facts.empty
-        yield Finding("D201", "warning", f"{len(empty)} class folders hold no image", len(empty), _shown(empty))
+        yield Finding("D201", "warning", f"{len(empty)} classes are named but hold no image", len(empty), _shown(empty))
     lacking = [f"{split}/{name}" for split, table in data.counts.items() for name, n in table.items() if not n]
     if lacking:
         told = f"{len(lacking)} times a class has no image in a split: its accuracy there cannot be known"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -94,13 +93,13 @@ class _Reader:
         if not self.cached:
             return *self._in_memory(), None, ()
         try:
-            pixels, plan, refused, entry = self._in_cache()
+            try:
+                pixels, plan, refused, entry = self._in_cache()
+            except FileNotFoundError:  # another process has just put its own arrangement in its place
+                pixels, plan, refused, entry = self._in_cache()
             return pixels, plan, refused, entry, ()
         except OSError as error:
-            if error.errno == errno.ENOENT and not caching.cache_folder().exists():
-                why = "its folder is gone"
-            else:
-                why = error.strerror or type(error).__name__
+            why = error.strerror or type(error).__name__
             told = f"the cache {caching.cache_folder()} could not be written ({why}): images are held in memory"
             return *self._in_memory(), None, (told,)
 

@@ -267,3 +267,16 @@ def test_sets_too_small_to_compare() -> None:
     report = gate(DataSet.build({"train": tiny, "val": tiny}, ("a", "b"), "made"))
     assert report.tests["two_sample"]["p"] == 1
     assert report.tests["channels"] == {}
+
+
+@pytest.mark.source("S22")
+def test_effects_are_cohens() -> None:
+    splits = made(50, 40)
+    first, second = splits["train"].images, splits["test"].images
+    found = channel_effects(first, second)
+    for what, of in (("mean", torch.Tensor.mean), ("deviation", lambda x: x.std(unbiased=False))):
+        for channel in range(3):
+            x, y = (torch.stack([of(image[channel].double()) for image in s]) for s in (first, second))
+            pooled = ((49 * x.var() + 39 * y.var()) / 88).sqrt()
+            effect = float((y.mean() - x.mean()) / pooled)
+            assert found[f"{what} {channel}"] == pytest.approx((effect, effect / (1 / 50 + 1 / 40) ** 0.5), rel=1e-9)

@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,9 +52,10 @@ def clear_cache() -> int:
     freed = 0
     for pattern in _OURS:
         for path in _folder().glob(pattern):
-            size = path.stat().st_size
-            path.unlink(missing_ok=True)
-            freed += size
+            with suppress(FileNotFoundError):  # another process may remove it first
+                size = path.stat().st_size
+                path.unlink()
+                freed += size
     return freed
 
 
@@ -204,8 +205,9 @@ def writing(key: str, shape: tuple[int, int, int], order: list[int], rows: int) 
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.part"):  # of processes that were killed
-        if time.time() - old.stat().st_mtime > _STALE:
-            old.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > _STALE:
+                old.unlink()
     path = folder / f"{key}-{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         with path.open("w+b") as file:

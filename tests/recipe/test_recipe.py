@@ -29,7 +29,7 @@ def test_packaged_recipes_load_and_survive_being_written(name: str) -> None:
 
 
 def test_the_packaged_recipes_are_these() -> None:
-    assert recipe.names() == ("default", "demo", "mobilenet", "source")
+    assert recipe.names() == ("cifar10", "default", "demo", "finetune", "mobilenet", "source")
 
 
 @pytest.mark.source("S28")
@@ -153,7 +153,7 @@ def test_bad_yaml_names_file_and_line(tmp_path: Path, text: str, line: int) -> N
 
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(
-        Error, match=r"must be one of default, demo, .* or a YAML file, got 'dmeo' \(did you mean demo\?\)"
+        Error, match=r"must be one of cifar10, default, .* or a YAML file, got 'dmeo' \(did you mean demo\?\)"
     ):
         recipe.load("dmeo")
     with pytest.raises(Error, match="or a YAML file"):

@@ -103,7 +103,7 @@ def test_training_leaves_the_users_generator_and_threads_alone() -> None:
 def test_the_gap_is_measured_in_eval_mode_on_unaugmented_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each epoch's train and val figures are what a copy of the network gives in eval mode on the plain images."""
     seen: list[tuple[Any, ...]] = []
-    original = loop.score
+    original = loop.classify
 
     def spy(model: nn.Module, images: data.DataSet, split: str, size: int = 256) -> Any:
         seen.append((model.state_dict(), images, split))
@@ -114,10 +114,10 @@ def test_the_gap_is_measured_in_eval_mode_on_unaugmented_images(monkeypatch: pyt
             right = int((model.eval()(x).argmax(1) == images.splits[split].labels).sum())
         for module, flag in zip(model.modules(), was, strict=True):
             module.training = flag
-        assert found.correct == right
+        assert found.score.correct == right
         return found
 
-    monkeypatch.setattr(loop, "score", spy)
+    monkeypatch.setattr(loop, "classify", spy)
     done = train(**{"augment": "flip_crop", "techniques.dropout.p": 0.5})
     assert [split for *_, split in seen] == ["train", "val"] * 2 + ["train", "val", "test"]
     for row in done.metrics:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from leanconv.errors import Error
 from leanconv.graph import evaluating, is_leaf
 
-__all__ = ["Moments", "Shift", "moments", "shift"]
+__all__ = ["Moments", "Shift", "moments", "moments_of", "shift"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,14 @@ def moments(
     if not count:
         raise Error("moments: at least one batch must be given, got none")
     return {path: found.moments() for path, found in sums.items()}
+
+
+def moments_of(outputs: Tensor) -> Moments:
+    """The moments of one tensor (N, C, ...), per channel and of all elements, in float64.
+
+    Formulas and source: :func:`moments`.
+    """
+    return _Sums.of(outputs).moments()
 
 
 def shift(before: Mapping[str, Moments], after: Mapping[str, Moments]) -> dict[str, Shift]:

@@ -13,10 +13,11 @@ from torch import nn
 from leanconv.errors import Error
 from leanconv.models.mobilenet import dense_twin, mobilenet_v1, small
 from leanconv.models.plain import mlp, plain
+from leanconv.models.residual import residual
 
-__all__ = ["build", "dense_twin", "mlp", "mobilenet_v1", "names", "options", "plain", "small"]
+__all__ = ["build", "dense_twin", "fitting", "mlp", "mobilenet_v1", "names", "options", "plain", "residual", "small"]
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {f.__name__: f for f in (mlp, mobilenet_v1, plain, small)}
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {f.__name__: f for f in (mlp, mobilenet_v1, plain, residual, small)}
 
 
 def names() -> tuple[str, ...]:
@@ -36,6 +37,26 @@ def options(name: str) -> Mapping[str, Any] | None:
     if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
     return {n: p.default for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def fitting(name: str, **told: Any) -> dict[str, Any]:
+    """Of what is known about the task (``num_classes``, ``in_chans``, ``imgsz``) what a network can be told.
+
+    A builder that takes any option is told ``num_classes`` and ``in_chans``, or ``in_channels`` where it says so.
+
+    Raises:
+        Error: no network has that name.
+    """
+    parameters = _parameters(_builder(name))
+    anything = parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = parameters or {}
+    found = {}
+    for word, value in told.items():
+        if word == "in_chans" and word not in named and "in_channels" in named:
+            found["in_channels"] = value
+        elif word in named or (anything and word != "imgsz"):
+            found[word] = value
+    return found
 
 
 def build(name: str, **given: Any) -> nn.Module:

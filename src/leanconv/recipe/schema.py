@@ -74,6 +74,8 @@ class Data(_Section):
         split_seed: picks both shares, apart from ``training.seed`` so that seeds are compared on the same images.
         augment: :data:`leanconv.data.POLICIES`, or ``auto``: ``photo`` above 96 pixels, else ``flip_crop`` for colour
             and ``shift`` for grey.
+        mean, std: per channel, of pixels scaled to 0..1, that an input is normalised with; None: of the training
+            images. Trained weights expect those that they were trained with.
         balance: of unequal classes: ``none``, ``weights`` (of the loss) or ``sampler`` (each class equally often).
         label_noise: share of training labels replaced by another class, for studies; 0 <= label_noise < 1.
     """
@@ -86,6 +88,8 @@ class Data(_Section):
     augment: Literal["auto", "none", "flip_crop", "shift", "shift_flip", "crop_flip_cutout", "photo", "photo_light"] = (
         "auto"
     )
+    mean: list[float] | None = None
+    std: list[float] | None = None
     balance: Literal["none", "weights", "sampler"] = "none"
     label_noise: float = 0.0
 
@@ -95,6 +99,11 @@ class Data(_Section):
         need(self.in_chans in (None, 1, 3), "data.in_chans must be 1 or 3", self.in_chans)
         need(0 < self.val < 1, "data.val must satisfy 0 < val < 1", self.val)
         need(0 <= self.test < 1, "data.test must satisfy 0 <= test < 1", self.test)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers = values is None or (len(values) > 0 and all(type(v) in (int, float) for v in values))
+            need(numbers, f"data.{name} must be numbers, one per channel", values)
+        need((self.mean is None) == (self.std is None), "data.mean and data.std must be given together", self.mean)
+        need(self.std is None or min(self.std) > 0, "data.std must be above 0", self.std)
         rule = "data.label_noise must satisfy 0 <= label_noise < 1"
         need(0 <= self.label_noise < 1, rule, self.label_noise)
 

@@ -23,8 +23,8 @@ def environment(packages: Iterable[str] = _PACKAGES) -> dict[str, Any]:
         packages: names of distributions; those that are not installed are left out.
 
     Returns:
-        ``date`` (now, ISO 8601, UTC), ``cpu`` (model), ``arch``, ``cores`` (of the machine), ``usable_cores``, ``memory_bytes`` (None where unknown),
-        ``system``, ``python``, and ``versions`` (distribution -> version).
+        ``date`` (now, ISO 8601, UTC), ``cpu`` (model), ``arch``, ``cores`` (of the machine), ``usable_cores``,
+        ``memory_bytes`` (None where unknown), ``system``, ``python``, and ``versions`` (distribution -> version).
     """
     versions = {}
     for name in packages:

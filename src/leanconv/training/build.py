@@ -18,8 +18,9 @@ from leanconv.errors import Error
 from leanconv.graph import evaluating, record
 from leanconv.recipe import Recipe
 from leanconv.rewrite import rewrite
+from leanconv.training import weights
 
-__all__ = ["Built", "attach", "build", "from_scratch"]
+__all__ = ["Built", "attach", "build", "from_scratch", "settled"]
 
 
 @dataclass(frozen=True)
@@ -45,27 +46,30 @@ class Built:
     notes: tuple[str, ...] = ()
 
 
-def build(recipe: Recipe, shape: tuple[int, int, int], classes: int, samples: int | None = None) -> Built:
-    """The network of a recipe, untrained.
+def build(
+    recipe: Recipe, shape: tuple[int, int, int], classes: int, samples: int | None = None, start: bool = False
+) -> Built:
+    """The network of a recipe, untrained; with ``start`` also with the weights that it starts from and the frozen part.
 
     Args:
         recipe: its ``model``, ``techniques`` and ``training.seed`` decide.
         shape: (C, H, W) of one input.
         classes: number of outputs.
         samples: n, the number of training images, where known.
+        start: for a training; a checkpoint that is read back has its weights itself.
 
     Raises:
         Error: no such model or option; an input shape that does not fit; outputs that are not (N, classes); whatever
             a technique refuses altogether.
     """
     seed = recipe.training.seed
-    example = torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed))
-    example = example.contiguous(memory_format=torch.channels_last)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _fresh(recipe, shape, classes)
+    example, model = _example(recipe, shape), _seeded(recipe, shape, classes)
     _fits(recipe.model.name, model, example, classes)
     idle, refusals = [], {}
+    source = recipe.model.weights if start else None
+    state = weights.read(source) if source is not None else {}
+    early = bool(state) and weights.matches(model, state, example)
+    loaded = weights.fit(model, state, example, source or "") if early else None
     for name, options in from_scratch(recipe).technique_options().items():
         context = Context(model, graph=record(model, example), probe=example, seed=seed, samples=samples)
         done = rewrite(model, techniques.get(name).apply(context, options))
@@ -73,7 +77,13 @@ def build(recipe: Recipe, shape: tuple[int, int, int], classes: int, samples: in
         if not done.edits:
             idle.append(name)
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    return Built(model, example, techniques.roles(model), tuple(idle), refusals)
+    if state and not early:
+        loaded = weights.fit(model, state, example, source or "")
+    frozen = weights.freeze(model, recipe.model.freeze, example) if start else ()
+    notes = [f"weights: {loaded}"] if loaded else []
+    notes += [f"freeze: {len(frozen)} tensors of the {recipe.model.freeze} do not learn"] if frozen else []
+    names = frozenset(loaded.loaded if loaded else ())
+    return Built(model, example, techniques.roles(model), tuple(idle), refusals, names, tuple(notes))
 
 
 def from_scratch(recipe: Recipe) -> Recipe:
@@ -81,8 +91,26 @@ def from_scratch(recipe: Recipe) -> Recipe:
 
     Surgery on a trained network keeps what its weights know; where none are loaded there is nothing to keep.
     """
-    if recipe.model.weights is not None:
-        return recipe
+    return recipe if recipe.model.weights is not None else _fresh_techniques(recipe)
+
+
+def settled(recipe: Recipe, shape: tuple[int, int, int], classes: int) -> Recipe:
+    """The recipe with every option written out, ``init`` of the techniques as its weights need it.
+
+    Weights that fit the network as it is before the techniques (those of another program) are loaded first, and the
+    techniques then keep what they know. Weights that do not (those of a run with techniques) are loaded after them.
+
+    Raises:
+        Error: the weights cannot be read.
+    """
+    if recipe.model.weights is None:
+        return from_scratch(recipe).resolved()
+    state = weights.read(recipe.model.weights)
+    early = weights.matches(_seeded(recipe, shape, classes), state, _example(recipe, shape))
+    return (recipe if early else _fresh_techniques(recipe)).resolved()
+
+
+def _fresh_techniques(recipe: Recipe) -> Recipe:
     techniques = {
         name: {"init": "fresh", **given} if hasattr(options, "init") else given
         for (name, given), options in zip(recipe.techniques.items(), recipe.technique_options().values(), strict=True)
@@ -124,10 +152,20 @@ def _reason(refusals: tuple[Refusal, ...]) -> str:
 
 def _fresh(recipe: Recipe, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The model, told of classes and input as far as it has options for that; the recipe's own options win."""
-    name, known = recipe.model.name, models.options(recipe.model.name)
-    told = {"num_classes": classes, "in_chans": shape[0], "imgsz": shape[1]}
-    fitting = {k: v for k, v in told.items() if (k in known if known is not None else k != "imgsz")}
-    return models.build(name, **fitting | recipe.model.options)
+    name = recipe.model.name
+    told = models.fitting(name, num_classes=classes, in_chans=shape[0], imgsz=shape[1])
+    return models.build(name, **told | recipe.model.options)
+
+
+def _example(recipe: Recipe, shape: tuple[int, int, int]) -> Tensor:
+    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(recipe.training.seed))
+    return noise.contiguous(memory_format=torch.channels_last)
+
+
+def _seeded(recipe: Recipe, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        return _fresh(recipe, shape, classes)
 
 
 def _fits(name: str, model: nn.Module, example: Tensor, classes: int) -> None:

@@ -25,9 +25,9 @@ from leanconv.contract import Attachment
 from leanconv.data import Batch, DataSet, Split
 from leanconv.errors import Error
 from leanconv.kernels.keys import keyed
-from leanconv.measure import score
+from leanconv.measure import classify
 from leanconv.recipe import Recipe, Training
-from leanconv.results import Epoch, Score, append_metrics
+from leanconv.results import Epoch, Outcome, append_metrics
 from leanconv.training import checkpoint, optim, state
 from leanconv.training.build import Built, attach
 from leanconv.training.checkpoint import Header
@@ -36,6 +36,7 @@ from leanconv.training.folder import METRICS, WEIGHTS
 from leanconv.training.progress import Watch
 from leanconv.training.state import Place
 from leanconv.training.stopping import Stopper
+from leanconv.training.watching import Watching, first_nonfinite
 from leanconv.training.world import World
 
 __all__ = ["Output", "Trained", "fit", "some", "steps_per_epoch"]
@@ -51,7 +52,7 @@ class Trained:
 
     Attributes:
         model: with the weights of the best epoch, statistics settled, in eval mode.
-        train, val, test: scores of that network; ``test`` is None where there is no test set.
+        outcomes: ``train``, ``val`` and, where there is one, ``test`` -> how that network does on it.
         epochs: that were trained; fewer than the recipe's where ``patience`` ended it.
         best_epoch: from 1.
         seconds: of training per epoch, without the measuring.
@@ -60,9 +61,7 @@ class Trained:
     """
 
     model: nn.Module
-    train: Score
-    val: Score
-    test: Score | None
+    outcomes: dict[str, Outcome]
     epochs: int
     best_epoch: int
     seconds: tuple[float, ...]
@@ -129,6 +128,7 @@ class _Training:
         self.sizes = data.batch_sizes(len(images.train), settings.batch, 2 * self.parts)
         self.weights = data.class_weights(images) if recipe.data.balance == "weights" else None
         self.watched = some(images, WATCHED)
+        self.watching = Watching(self.model, built.example)
         self.saved = perf_counter()
 
     def over(self) -> bool:
@@ -156,7 +156,10 @@ class _Training:
         self.output.watch.at((place.epoch - 1) * len(self.sizes) + place.step)
         started, before = perf_counter(), place.seconds
         for batches in steps:
-            self.step(batches)
+            if place.step == len(self.sizes) - 1:
+                self.watched_step(batches)
+            else:
+                self.step(batches)
             place.seconds = before + perf_counter() - started
             self.output.watch.step()
             asked = any(world.total(float(self.output.stopper.asked())))
@@ -183,7 +186,8 @@ class _Training:
                 c0 += loss.item() / self.world.size
                 added = _penalty(self.attachments) if last else None
                 penalty = 0.0 if added is None else added.item()
-                self._need_finite(loss.item() + penalty, batch)
+                if not math.isfinite(loss.item() + penalty):
+                    raise self._broken(loss.item() + penalty, batch)
                 self.world.fabric.backward(loss if added is None else loss + added)
         if settings.clip is not None:
             self.world.fabric.clip_gradients(self.net, self.optimizer, max_norm=settings.clip)
@@ -194,6 +198,12 @@ class _Training:
         place.step += 1
         place.loss += c0 * size
         place.penalty += penalty * size
+
+    def watched_step(self, batches: list[Batch]) -> None:
+        """The epoch's last step, with a look into the layers."""
+        with self.watching:
+            self.step(batches)
+        self.place.observed = {"layers": self.watching.layers}
 
     def loss(self, batch: Batch) -> Tensor:
         """C0: mean cross entropy in nats; with ``balance: weights`` each image counts by its class."""
@@ -212,14 +222,17 @@ class _Training:
         loss, _ = self.world.total(place.loss, 0.0)
         if self.world.first:
             with self.average.in_place():
-                seen = score(self.model, self.watched, "train", size)
-                unseen = score(self.model, self.images, "val", size)
+                seen = classify(self.model, self.watched, "train", size).score
+                outcome = classify(self.model, self.images, "val", size)
+                unseen = outcome.score
                 quality = [unseen.accuracy, -(unseen.loss or 0.0)]
                 if quality >= place.best:
                     place.best, place.best_epoch = quality, place.epoch
                     self.kept = copy.deepcopy(self.model.state_dict())
                     checkpoint.save(folder / WEIGHTS, self.kept, self.output.header)
-            row = Epoch(place.epoch, place.done, place.lr, loss / n, place.penalty / n, seen, unseen, place.seconds)
+            extra = {"balanced_accuracy": outcome.balanced_accuracy, "macro_f1": outcome.macro_f1, **place.observed}
+            mean, penalty = loss / n, place.penalty / n
+            row = Epoch(place.epoch, place.done, place.lr, mean, penalty, seen, unseen, place.seconds, extra)
             append_metrics(folder, row)
             self.output.watch.epoch(row)
         self.place = replace(
@@ -229,6 +242,7 @@ class _Training:
             loss=0.0,
             penalty=0.0,
             seconds=0.0,
+            observed={},
             epochs_seconds=[*place.epochs_seconds, place.seconds],
         )
 
@@ -245,13 +259,10 @@ class _Training:
         digest = ""
         if self.world.first:
             digest = checkpoint.save(self.output.folder / WEIGHTS, self.model.state_dict(), self.output.header)
-        train = score(self.model, some(images, FINAL), "train", size)
-        val = score(self.model, images, "val", size)
-        test = score(self.model, images, "test", size) if images.test is not None else None
+        sets = {"train": some(images, FINAL), "val": images} | ({"test": images} if images.test is not None else {})
+        outcomes = {split: classify(self.model, held, split, size) for split, held in sets.items()}
         epochs, seconds = place.epoch - 1, tuple(place.epochs_seconds)
-        return Trained(
-            self.model.eval(), train, val, test, epochs, place.best_epoch, seconds, tuple(self.notes), digest
-        )
+        return Trained(self.model.eval(), outcomes, epochs, place.best_epoch, seconds, tuple(self.notes), digest)
 
     def save(self) -> None:
         """Write the place down, with everything that the next step depends on."""
@@ -288,10 +299,11 @@ class _Training:
         fabric = self.world.fabric
         return fabric.no_backward_sync(self.net, enabled=more) if self.world.size > 1 else nullcontext()
 
-    def _need_finite(self, value: float, batch: Batch) -> None:
-        if not math.isfinite(value):
-            got = f"{value} in epoch {self.place.epoch}, step {self.place.step + 1}"
-            raise Error(f"training: the loss must stay finite (a smaller lr may help), got {got}")
+    def _broken(self, value: float, batch: Batch) -> Error:
+        """What to say of a loss that is no longer finite: where the first such number is."""
+        where = first_nonfinite(self.model, batch.images, batch.labels, cross_entropy)
+        got = f"{value} in epoch {self.place.epoch}, step {self.place.step + 1}: {where}"
+        return Error(f"training: the loss must stay finite (a smaller lr may help), got {got}")
 
 
 def _cut(path: Path, rows: int) -> None:

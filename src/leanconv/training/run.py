@@ -20,7 +20,7 @@ from leanconv.recipe import Recipe
 from leanconv.techniques import l2
 from leanconv.training import folder as folders
 from leanconv.training import state
-from leanconv.training.build import Built, build, from_scratch
+from leanconv.training.build import Built, build, from_scratch, settled
 from leanconv.training.checkpoint import Header, write_bytes
 from leanconv.training.folder import GATE, RECIPE, RECORD, Run
 from leanconv.training.loop import Output, Trained, fit, steps_per_epoch
@@ -117,11 +117,17 @@ def chosen(recipe: str | Path | Recipe | None, flags: Mapping[str, Any], resume:
         return recipes.override(base, **flags)
     own = recipes.load(resume / RECIPE)
     base = own if recipe is None else recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
-    wanted = from_scratch(recipes.override(base, **flags)).resolved()
+    wanted = from_scratch(_as_begun(recipes.override(base, **flags), own)).resolved()
     if wanted.digest != own.digest:
         told = ", ".join(recipes.differences(own, wanted))
         raise Error(f"resume: the recipe must be that of the run in {resume}, got {told}")
     return own
+
+
+def _as_begun(wanted: Recipe, own: Recipe) -> Recipe:
+    """With ``init`` as it was settled when the run began, where the user says nothing of it."""
+    inits = {n: {"init": o["init"]} for n, o in own.techniques.items() if "init" in o}
+    return replace(wanted, techniques={n: {**inits.get(n, {}), **o} for n, o in wanted.techniques.items()})
 
 
 def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = None, watch: Watch | None = None) -> Run:
@@ -132,7 +138,6 @@ def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = N
         Stopped: a signal ended it; the place is written down.
     """
     job = job or Job()
-    recipe = from_scratch(recipe).resolved()
     world = World(recipe.training.precision)
     with _threads(recipe.training.threads), Stopper().listening() as stopper:
         folder = job.resume or world.same(folders.choose(job.name, job.overwrite) if world.first else Path())
@@ -145,6 +150,7 @@ def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = N
             before = results.read_run(folder).data.get("fingerprint")
             if before != loaded.fingerprint:
                 raise Error(f"resume: the data must be that of the run in {folder}, got other images in {source}")
+        recipe = settled(recipe, (loaded.in_chans, loaded.imgsz, loaded.imgsz), len(loaded.classes))
         built, header = prepare(recipe, loaded)
         report = data.gate(loaded)
         begun = _begun(job.name or folder.name, recipe, source, loaded, report)
@@ -200,7 +206,7 @@ def _path(images: str | Path) -> str:
 def load(images: str | Path, recipe: Recipe, job: Job | None = None, watch: Watch | None = None) -> DataSet:
     """The images as the recipe wants them."""
     d, job = recipe.data, job or Job()
-    return data.load(
+    loaded = data.load(
         images,
         imgsz=d.imgsz,
         in_chans=d.in_chans,
@@ -212,6 +218,13 @@ def load(images: str | Path, recipe: Recipe, job: Job | None = None, watch: Watc
         strict=job.strict_data,
         progress=watch.reading if watch else None,
     )
+    if d.mean is None or d.std is None:
+        return loaded
+    for name, values in (("mean", d.mean), ("std", d.std)):
+        if len(values) not in (1, loaded.in_chans):
+            raise Error(f"data.{name} must have 1 value or one per channel, {loaded.in_chans}, got {len(values)}")
+    mean, std = ((v * (loaded.in_chans // len(v))) for v in (d.mean, d.std))
+    return replace(loaded, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
 
 
 def prepare(recipe: Recipe, images: DataSet) -> tuple[Built, Header]:
@@ -225,7 +238,7 @@ def prepare(recipe: Recipe, images: DataSet) -> tuple[Built, Header]:
         raise Error(f"training: batch must be at most the number of training images, {n}, got batch={batch}")
     shape = (images.in_chans, images.imgsz, images.imgsz)
     header = Header(recipe.to_dict(), images.classes, shape, images.mean, images.std, n, images.fingerprint)
-    return build(recipe, shape, len(images.classes), n), header
+    return build(recipe, shape, len(images.classes), n, start=True), header
 
 
 @contextmanager
@@ -277,9 +290,10 @@ def _record(begun: results.Run, recipe: Recipe, images: DataSet, built: Built, t
         status="done",
         epochs=trained.epochs,
         best=trained.best_epoch,
-        train=trained.train,
-        val=trained.val,
-        test=trained.test,
+        train=trained.outcomes["train"].score,
+        val=trained.outcomes["val"].score,
+        test=trained.outcomes["test"].score if "test" in trained.outcomes else None,
+        quality={split: outcome.to_dict() for split, outcome in trained.outcomes.items()},
         params=cost.params,
         macs=cost.macs,
         seconds_per_epoch=statistics.median(trained.seconds),

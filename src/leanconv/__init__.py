@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leanconv.accounting import cost as cost
     from leanconv.allocator import tune_allocator as tune_allocator
     from leanconv.graph import record as record
+    from leanconv.prediction import evaluate as evaluate
     from leanconv.prediction import predict as predict
     from leanconv.recipe import Recipe as Recipe
     from leanconv.techniques.l2 import ledger as ledger
@@ -33,6 +34,7 @@ _LAZY = {
     "cost": "accounting",
     "tune_allocator": "allocator",
     "record": "graph",
+    "evaluate": "prediction",
     "predict": "prediction",
     "Recipe": "recipe",
     "ledger": "techniques.l2",

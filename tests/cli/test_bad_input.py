@@ -74,12 +74,15 @@ CASES = {
     "bad option": ([*TRAIN, "--set", "techniques.dropout.p=1.5"], "dropout: p must satisfy 0 <= p < 1, got p=1.5"),
     "predict nothing": (["predict"], "predict: RUN must be the folder of a run such as runs/exp, got nothing"),
     "predict no run": (["predict", "nowhere", "photo.jpg"], "got 'nowhere'"),
-    "predict a folder": (["predict", "pics", "photo.jpg"], "the folder must hold model.safetensors"),
+    "predict a folder": (
+        ["predict", "pics", "photo.jpg"],
+        "RUN must be the folder of a run such as runs/exp, got 'pics'",
+    ),
     "predict no image": (["predict", "runs/done"], "at least one image must be given"),
     "predict gone": (["predict", "runs/done", "gone.jpg"], "image: must be a file that exists, got 'gone.jpg'"),
     "predict text": (["predict", "runs/done", "text.jpg"], "image: must be readable"),
     "predict truncated": (["predict", "runs/cut", "photo.jpg"], "the weights must be a whole .safetensors file"),
-    "predict passes": (["predict", "runs/done", "photo.jpg", "--passes", "-1"], "passes must be 0"),
+    "predict samples": (["predict", "runs/done", "photo.jpg", "--samples", "-1"], "samples must be 0"),
     "predict top": (["predict", "runs/done", "photo.jpg", "--top", "0"], "--top must be at least 1, got 0"),
 }
 

@@ -21,7 +21,9 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "train": ("leanconv.cli.train", "train a network on your own images, or on the demo's"),
     "data": ("leanconv.cli.data", "look for what is wrong with a set of images, before training"),
+    "eval": ("leanconv.cli.eval", "how often trained runs are right on labelled images, and how they are wrong"),
     "predict": ("leanconv.cli.predict", "name what is in photos, with one trained run or the average of several"),
+    "runs": ("leanconv.cli.runs", "list the runs that there are"),
     "cost": ("leanconv.cli.cost", "parameters, multiply-adds and bytes of a network, layer by layer"),
     "demo": ("leanconv.cli.demo", "train six small networks and show what each technique brings"),
 }
@@ -31,7 +33,9 @@ examples:
   leanconv demo
   leanconv data path/to/images
   leanconv train path/to/images --epochs 10 --name flowers
+  leanconv eval runs/flowers path/to/new/images
   leanconv predict runs/flowers photo.jpg
+  leanconv runs
   leanconv cost mobilenet_v1 --input 3,224,224
 
 `leanconv COMMAND --help` tells more. Exit codes: 0 done, 1 findings, 2 usage or bad input.

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         in_chans=arguments.in_chans,
         cache=not arguments.no_cache,
         strict=arguments.strict_data,
-        progress=_progress,
+        progress=shown.counting("images"),
     )
     report = data.gate(loaded)
     print(shown.as_json(report.to_dict()) if arguments.json else page(report))
@@ -124,8 +124,3 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def _values(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
-
-
-def _progress(done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\rreading {done:,} of {total:,}", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -1,32 +1,43 @@
-"""``leanconv predict RUN... IMAGE...``."""
+"""``leanconv predict RUN... IMAGE|FOLDER...``."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leanconv.errors import Error
+
+if TYPE_CHECKING:
+    from leanconv.prediction import Prediction
 
 _EPILOG = """\
 examples:
   leanconv predict runs/flowers photo.jpg
+  leanconv predict runs/flowers holidays/ --csv > holidays.csv
   leanconv predict runs/flowers *.jpg --top 5
   leanconv predict runs/a runs/b runs/c photo.jpg        the average of three runs
-  leanconv predict runs/flowers photo.jpg --passes 50    Monte-Carlo dropout: mean and spread of 50 random sub-networks
+  leanconv predict runs/flowers photo.jpg --samples 50   Monte-Carlo dropout: mean and spread of 50 random sub-networks
 
-Folders are runs, files are images.
+Folders of runs are runs; other folders stand for every image in them. Exit code 1: an image of a folder could not be
+read; it is named on stderr, and the others are predicted.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The words of the command."""
     parser.epilog = _EPILOG
-    parser.add_argument("paths", metavar="RUN|IMAGE", nargs="*", help="folders of runs, then image files")
+    parser.add_argument(
+        "paths", metavar="RUN|IMAGE|FOLDER", nargs="*", help="folders of runs, then image files or folders of them"
+    )
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print per image (default: 3)")
     parser.add_argument(
-        "--passes", type=int, default=0, metavar="N", help="Monte-Carlo dropout with N passes (default: 0, off)"
+        "--samples", type=int, default=0, metavar="N", help="Monte-Carlo dropout with N samples (default: 0, off)"
     )
-    parser.add_argument("--json", action="store_true", help="print every class of every image as JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print every class of every image as JSON")
+    form.add_argument("--csv", action="store_true", help="print image, class, probability and spread as CSV")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,17 +49,39 @@ def run(arguments: argparse.Namespace) -> int:
     from leanconv.cli import shown
     from leanconv.prediction import predict
 
-    predictions = predict(runs, images, passes=arguments.passes)
+    bad: list[str] = []
+
+    def unreadable(image: str, reason: str) -> None:
+        if image in images:
+            raise Error(f"image: must be readable, got {reason} from {image!r}")
+        bad.append(image)
+        print(f"leanconv: {image} could not be read and is left out: {reason}", file=sys.stderr)
+
+    predictions = predict(
+        runs, images, arguments.samples, unreadable=unreadable, progress=shown.counting("images", len(runs))
+    )
     if arguments.json:
         print(shown.as_json([p.to_dict() for p in predictions]))
+    elif arguments.csv:
+        print(shown.as_csv(["image", "class", "probability", "spread"], _rows(predictions, arguments.top)), end="")
     else:
         print("\n".join(p.line(arguments.top) for p in predictions))
-    return 0
+    return 1 if bad else 0
+
+
+def _rows(predictions: list[Prediction], top: int) -> list[list[str]]:
+    return [
+        [p.image, name, f"{probability:.6f}", f"{spread:.6f}"]
+        for p in predictions
+        for name, probability, spread in list(zip(p.classes, p.probabilities, p.spread, strict=True))[:top]
+    ]
 
 
 def _sorted(paths: list[str]) -> tuple[list[str], list[str]]:
     """Runs and images. What does not exist is taken as an image, unless no run was named before it."""
-    runs = [p for p in paths if Path(p).is_dir()]
+    from leanconv.training.folder import is_run
+
+    runs = [p for p in paths if is_run(Path(p))]
     images = [p for p in paths if p not in runs]
     if not runs:
         got = repr(paths[0]) if paths else "nothing"

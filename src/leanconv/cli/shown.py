@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from leanconv.allocator import Tuned, resident_cost, tune_allocator
 from leanconv.results import Difference, Score
-from leanconv.training import Run
 
-__all__ = ["as_json", "memory", "points", "run", "share", "table", "tune"]
+if TYPE_CHECKING:
+    from leanconv.training import Run
+
+__all__ = ["as_csv", "as_json", "counting", "memory", "points", "run", "share", "table", "tune"]
 
 
 def as_json(values: Any) -> str:
     """Indented JSON."""
     return json.dumps(values, indent=2, ensure_ascii=False)
+
+
+def as_csv(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Comma-separated values with a head, quoted where they must be."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    return file.getvalue()
+
+
+def counting(what: str, turns: int = 1) -> Callable[[int, int], None] | None:
+    """Shows ``1,280 of 5,000 images`` on a terminal while it is called with (done, total); else None.
+
+    Args:
+        what: is counted.
+        turns: how often all of them are gone through.
+    """
+    if not sys.stderr.isatty():
+        return None
+    turn = 1
+
+    def show(done: int, total: int) -> None:
+        nonlocal turn
+        told = f"{done:,} of {total:,} {what}" + (f", run {turn} of {turns}" if turns > 1 else "")
+        print(f"\r{told}\033[K", end="", file=sys.stderr, flush=True)
+        if done == total:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+            turn += 1
+
+    return show
 
 
 def tune() -> Tuned:
@@ -60,18 +94,29 @@ def run(done: Run, tuned: Tuned | None) -> str:
         f"time             {record.seconds_per_epoch:.2f} s an epoch, {record.ms_per_image:.3f} ms an image (batch 1)",
         f"memory           {memory(tuned)}",
     ]
+    lines += _by_class(record.quality.get(held))
     decay = record.extra.get("decay")
     lines += [f"decay            {decay}"] if decay else []
     lines += [f"note             {note}" for note in record.notes]
     return "\n".join(lines)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, the first to the left."""
+def _by_class(quality: dict[str, Any] | None) -> list[str]:
+    """Balanced accuracy and the classes that are found least often, where classes differ."""
+    if not quality:
+        return []
+    recall = sorted((value, name) for name, value in quality["recall"].items() if value is not None)
+    worst = ", ".join(f"{name} {100 * value:.1f} %" for value, name in recall[:3])
+    balanced, macro = 100 * quality["balanced_accuracy"], 100 * quality["macro_f1"]
+    return [f"by class         balanced accuracy {balanced:.1f} %, macro F1 {macro:.1f} %; found least: {worst}"]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Aligned columns, so many to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [
         "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i < left else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         for row in (head, *rows)
     ]

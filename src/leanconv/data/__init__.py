@@ -23,7 +23,11 @@ from leanconv.data.dataset import Unreadable as Unreadable
 from leanconv.data.gating import Finding as Finding
 from leanconv.data.gating import Report as Report
 from leanconv.data.gating import gate as gate
+from leanconv.data.images import Progress as Progress
 from leanconv.data.images import read_image as read_image
 from leanconv.data.loading import load as load
 from leanconv.data.order import balanced_order as balanced_order
 from leanconv.data.order import epoch_order as epoch_order
+from leanconv.data.pictures import Pictures as Pictures
+from leanconv.data.pictures import labelled as labelled
+from leanconv.data.pictures import unlabelled as unlabelled

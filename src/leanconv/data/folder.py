@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from leanconv.data.found import SPLITS, Found, Part
+from leanconv.data.found import SPLITS, Found, Part, must_know
 from leanconv.data.images import EXTENSIONS, Picture
 from leanconv.errors import Error
 
-__all__ = ["Listing", "folder", "scan"]
+__all__ = ["Listing", "folder", "images_below", "scan"]
 
 Classes = Mapping[str, tuple[Path, ...]]
 
@@ -33,19 +33,20 @@ class Listing:
     empty: tuple[str, ...] = ()
 
 
-def folder(root: Path) -> Found:
+def folder(root: Path, known: tuple[str, ...] | None = None) -> Found:
     """The images of a folder, as :func:`scan` lists them.
+
+    Args:
+        root: the folder.
+        known: the classes, where they are known already: then no training images are needed.
 
     Raises:
         Error: as :func:`scan`, or a class that training does not know.
     """
-    listing = scan(root)
-    classes = tuple(sorted(listing.splits.get("train", listing.splits.get("all", {}))))
-    for split in ("val", "test"):
-        unknown = sorted(set(listing.splits.get(split, {})) - set(classes))
-        if unknown:
-            got = ", ".join(map(repr, unknown[:5]))
-            raise Error(f"data: every class of {split} must be a class of train, got {got}")
+    listing = scan(root, known is not None)
+    classes = known or tuple(sorted(listing.splits.get("train", listing.splits.get("all", {}))))
+    for split, group in listing.splits.items():
+        must_know(split, group, known, classes)
     entries = [(s, classes.index(c), p) for s, group in listing.splits.items() for c in sorted(group) for p in group[c]]
     paths = [path for _, _, path in entries]
 
@@ -66,10 +67,14 @@ def folder(root: Path) -> Found:
     )
 
 
-def scan(root: Path) -> Listing:
+def scan(root: Path, any_form: bool = False) -> Listing:
     """List ``root/{train,val|valid|validation,test}/<class>/**`` or ``root/<class>/**``.
 
     Hidden names are passed over, endings count in either case, links are followed and loops cut.
+
+    Args:
+        root: the folder.
+        any_form: one class is enough, and a folder ``train`` is not needed.
 
     Raises:
         Error: no such folder, or none of the two forms, or no image in it.
@@ -79,7 +84,7 @@ def scan(root: Path) -> Listing:
         rule = "must be demo, hf:owner/name, a .parquet or .npz file, or a folder that exists"
         raise Error(f"data: {rule}, got {got} at {str(root)!r}")
     folders = _folders(root)
-    splits = _split_folders(root, folders)
+    splits = _split_folders(root, folders, any_form)
     notes: list[str] = []
     empty: list[str] = []
     if splits:
@@ -89,11 +94,16 @@ def scan(root: Path) -> Listing:
             notes.append(f"folders beside {root.name}/train were passed over: {', '.join(passed)}")
     else:
         found = {"all": _classes(root, notes, empty)}
-    _need_images(root, found, folders)
+    _need_images(root, found, folders, any_form)
     return Listing({name: classes for name, classes in found.items() if classes}, tuple(notes), tuple(empty))
 
 
-def _split_folders(root: Path, folders: list[Path]) -> dict[str, Path]:
+def images_below(root: Path) -> tuple[Path, ...]:
+    """Every image of a folder and the folders in it, sorted; hidden names are passed over."""
+    return _files(root)[0]
+
+
+def _split_folders(root: Path, folders: list[Path], any_form: bool) -> dict[str, Path]:
     """Split -> its folder; empty for a flat one, where a folder ``train`` holds images itself and is a class."""
     holding = {f.name.lower(): f for f in folders if _folders(f)}
     found = {}
@@ -104,21 +114,23 @@ def _split_folders(root: Path, folders: list[Path]) -> dict[str, Path]:
             raise Error(f"data: {root} must have one folder for {split}, got {got}")
         if present:
             found[split] = present[0]
-    if found and "train" not in found:
+    if found and "train" not in found and not any_form:
         got = ", ".join(f.name for f in found.values())
         raise Error(f"data: {root} must have a folder train with a folder per class, got only {got}")
     return found
 
 
-def _need_images(root: Path, found: Mapping[str, Classes], folders: list[Path]) -> None:
+def _need_images(root: Path, found: Mapping[str, Classes], folders: list[Path], any_form: bool) -> None:
     first = found.get("train", found.get("all", {}))
+    if any_form:
+        first = first or next((classes for classes in found.values() if classes), {})
     if not first:
         loose = sum(_is_image(entry.name) for entry in _entries(root))
         got = f"{loose} images outside any class folder" if loose else "no image"
         if not folders and not _entries(root):
             got = "an empty folder"
         raise Error(f"data: {root} must have a folder per class with images in it, got {got}")
-    if len(first) == 1:
+    if len(first) == 1 and not any_form:
         (name,) = first
         inner = root / name
         deeper = len(_folders(inner)) if inner.is_dir() else 0

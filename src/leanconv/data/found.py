@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from leanconv.data.images import Picture
 from leanconv.errors import Error
 
-__all__ = ["SPLITS", "Found", "Part", "Rows", "joined", "split_of"]
+__all__ = ["SPLITS", "Found", "Part", "Rows", "joined", "must_know", "split_of"]
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Split -> the names under which it may stand."""
@@ -77,34 +77,50 @@ class Rows:
 
 
 def joined(
-    rows: Sequence[Rows], pictures: Callable[[Sequence[int]], Iterator[Picture]], source: str, root: str
+    rows: Sequence[Rows],
+    pictures: Callable[[Sequence[int]], Iterator[Picture]],
+    source: str,
+    root: str,
+    known: tuple[str, ...] | None = None,
 ) -> Found:
     """Tables with their splits to one :class:`Found`, classes matched by name.
 
-    The classes are those that the training tables name, in the order of the first of them.
+    The classes are those that the training tables name, in the order of the first of them; or those that are ``known``
+    already, and then no training images are needed.
 
     Raises:
         Error: fewer than two classes, or a class of val or test that training does not know.
     """
     learnt = [r for r in rows if r.split in ("train", "all")]
-    if not learnt:
+    if not learnt and known is None:
         raise Error(f"data: {root} must have training images, got only {', '.join(r.split for r in rows) or 'nothing'}")
     used = {label for r in learnt for label in r.labels if label is not None}
     order = dict.fromkeys(name for r in learnt for name in r.names)
-    classes = tuple(name for name in order if name in used)
-    if len(classes) < 2:
+    classes = known or tuple(name for name in order if name in used)
+    if len(classes) < 2 and known is None:
         raise Error(f"data: {root} must have at least two classes with images, got {', '.join(classes) or 'none'}")
     place = {name: i for i, name in enumerate(classes)}
     for r in rows:
-        unknown = sorted({label for label in r.labels if label is not None} - set(classes))
-        if unknown:
-            got = ", ".join(map(repr, unknown[:5]))
-            raise Error(f"data: every class of {r.split} must be a class of train, got {got}")
+        must_know(r.split, (label for label in r.labels if label is not None), known, classes)
     empty = tuple(f"train/{name}" for name in order if name not in used)
     labels = np.array([place.get(label or "", -1) for r in rows for label in r.labels], np.int64)
     splits = [r.split for r in rows for _ in r.labels]
     names = [f"{r.file}[{i}]" for r in rows for i in range(len(r.labels))]
     return Found(splits, labels, names, classes, [r.part for r in rows], pictures, source, root, (), empty)
+
+
+def must_know(split: str, labels: Iterable[str], known: tuple[str, ...] | None, classes: tuple[str, ...]) -> None:
+    """Every label of a split must be a class.
+
+    Raises:
+        Error: one is not.
+    """
+    unknown = sorted(set(labels) - set(classes))
+    if unknown:
+        got = ", ".join(map(repr, unknown[:5]))
+        told = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+        rule = f"every class of {split} must be a class of train" if known is None else f"every class must be of {told}"
+        raise Error(f"data: {rule}, got {got}")
 
 
 def split_of(name: str, names: Mapping[str, tuple[str, ...]] = SPLITS) -> str | None:

@@ -21,8 +21,12 @@ PREFIX = "hf:"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def hub(data: str) -> Found:
+def hub(data: str, known: tuple[str, ...] | None = None) -> Found:
     """``hf:owner/name`` as Hugging Face's ``datasets`` gives it, encoded images undecoded.
+
+    Args:
+        data: the name.
+        known: the classes, where they are known already: then no training images are needed.
 
     Raises:
         Error: no such form of a name, ``datasets`` is missing, it cannot give the set, or the set has no column of
@@ -53,7 +57,7 @@ def hub(data: str) -> Found:
                 value = table[j][image] if rows[i].labels[j] is not None else None
                 yield value.get("bytes") if isinstance(value, Mapping) else None
 
-    return joined(rows, pictures, f"hub {data}", data)
+    return joined(rows, pictures, f"hub {data}", data, known)
 
 
 def _splits(data: str, tables: Any) -> dict[str, Any]:

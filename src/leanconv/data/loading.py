@@ -20,7 +20,7 @@ from leanconv.data.splitting import stratified
 from leanconv.data.tables import npz, parquet, parquet_files
 from leanconv.errors import Error
 
-__all__ = ["load"]
+__all__ = ["found", "load"]
 
 
 def load(
@@ -69,18 +69,27 @@ def load(
         return _demo(form)
     if not str(data).strip():
         raise Error("data: must be the name demo, a file or a folder, got an empty name")
-    return read(_found(data), form, progress)
+    return read(found(data), form, progress)
 
 
-def _found(data: str | Path) -> Found:
+def found(data: str | Path, known: tuple[str, ...] | None = None) -> Found:
+    """What a source other than ``demo`` holds, no image decoded.
+
+    Args:
+        data: as for :func:`load`.
+        known: the classes, where they are known already: then no training images are needed.
+
+    Raises:
+        Error: as :func:`load`.
+    """
     if isinstance(data, str) and data.startswith(PREFIX):
-        return hub(data)
+        return hub(data, known)
     path = Path(data).expanduser()
     if path.is_file() and path.suffix.lower() == ".parquet":
-        return parquet(path)
+        return parquet(path, known)
     if path.is_file() and path.suffix.lower() == ".npz":
-        return npz(path)
-    return parquet(path) if path.is_dir() and parquet_files(path) else folder(path)
+        return npz(path, known)
+    return parquet(path, known) if path.is_dir() and parquet_files(path) else folder(path, known)
 
 
 def _demo(form: Form) -> DataSet:

@@ -27,11 +27,15 @@ def parquet_files(root: Path) -> list[Path]:
     return sorted(p for place in places if place.is_dir() for p in place.glob("*.parquet") if p.is_file())
 
 
-def parquet(root: Path) -> Found:
+def parquet(root: Path, known: tuple[str, ...] | None = None) -> Found:
     """Parquet files with a column of images (bytes, or structs that hold ``bytes``) and one of labels.
 
     One file is split by shares; of several the names tell the split: ``train-00000-of-00002.parquet``. Names of
     classes come from Hugging Face's metadata where it is there, else they are the labels themselves.
+
+    Args:
+        root: a file or a folder of them.
+        known: the classes, where they are known already: then no training images are needed.
 
     Raises:
         Error: pyarrow is missing, a file is damaged, or a column is missing or of another type.
@@ -51,7 +55,7 @@ def parquet(root: Path) -> Found:
             here = wanted[(first[i] <= wanted) & (wanted < first[i + 1])] - first[i]
             yield from _images(pq, path, here, rows[i].labels)
 
-    found = joined(rows, pictures, f"parquet {root}", str(root.resolve()))
+    found = joined(rows, pictures, f"parquet {root}", str(root.resolve()), known)
     passed = [path.name for path in files if path not in splits]
     told = (f"files that name no split were passed over: {', '.join(passed)}",) if passed else ()
     return Found(**{**vars(found), "notes": told})
@@ -144,17 +148,21 @@ def named(values: Sequence[Any], names: Sequence[str] | None, where: str) -> tup
     return [told.get(v) for v in values], every
 
 
-def npz(path: Path) -> Found:
+def npz(path: Path, known: tuple[str, ...] | None = None) -> Found:
     """An archive with ``images`` and ``labels``, or ``train_images``, ``train_labels`` and the same of val and test.
 
     Images are uint8 (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W); labels (N,) or (N, 1), integers or text;
     ``classes`` may hold names. ``x_train``, ``y_train`` and so on are understood too. Pickles are never loaded.
 
+    Args:
+        path: the file.
+        known: the classes, where they are known already: then no training images are needed.
+
     Raises:
         Error: not such an archive, arrays missing, or of other shapes or types.
     """
     arrays = _archive(path)
-    keys = _keys(path, arrays)
+    keys = _keys(path, arrays, known is not None)
     names = [str(name) for name in arrays["classes"]().reshape(-1)] if "classes" in arrays else None
     rows, counts = [], [0]
     for split, (image, label) in keys.items():
@@ -171,7 +179,7 @@ def npz(path: Path) -> Found:
                 stored = _upright(path, image, arrays[image](), rows[i].part.count)
                 yield from (stored[j] if rows[i].labels[j] is not None else None for j in here)
 
-    return joined(rows, pictures, f"npz {path}", str(path.resolve()))
+    return joined(rows, pictures, f"npz {path}", str(path.resolve()), known)
 
 
 def _archive(path: Path) -> dict[str, Callable[[], NDArray[Any]]]:
@@ -199,7 +207,7 @@ def _archive(path: Path) -> dict[str, Callable[[], NDArray[Any]]]:
     return {key: lambda key=key: read(key) for key in keys}  # type: ignore[misc]
 
 
-def _keys(path: Path, arrays: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _keys(path: Path, arrays: Mapping[str, Any], any_form: bool) -> dict[str, tuple[str, str]]:
     """Split -> its keys of images and labels."""
     if "images" in arrays and "labels" in arrays:
         return {"all": ("images", "labels")}
@@ -209,7 +217,7 @@ def _keys(path: Path, arrays: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         present = [pair for pair in pairs if pair[0] in arrays and pair[1] in arrays]
         if present:
             found[split] = present[0]
-    if "train" not in found:
+    if "train" not in found and not (found and any_form):
         got = ", ".join(arrays) or "nothing"
         raise Error(f"data: {path} must hold images and labels, or train_images and train_labels, got {got}")
     return found

@@ -10,6 +10,8 @@ from leanconv.results.files import append_line as append_line
 from leanconv.results.files import read_json as read_json
 from leanconv.results.files import read_lines as read_lines
 from leanconv.results.files import write_json as write_json
+from leanconv.results.listing import Listed as Listed
+from leanconv.results.listing import runs_below as runs_below
 from leanconv.results.machine import environment as environment
 from leanconv.results.machine import usable_cores as usable_cores
 from leanconv.results.quality import Outcome as Outcome

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from leanconv.training.build import build
 from leanconv.training.checkpoint import Header
 from leanconv.training.state import PREVIOUS, STATE
 
-__all__ = ["FILES", "RUNS", "Run", "choose", "claim", "open_run", "resumed"]
+__all__ = ["FILES", "RUNS", "Run", "choose", "claim", "is_run", "open_run", "resumed"]
 
 RUNS = Path("runs")
 RECIPE, WEIGHTS, METRICS, RECORD, GATE = "recipe.yaml", "model.safetensors", "metrics.jsonl", "run.json", "data.json"
@@ -86,6 +85,11 @@ def open_run(folder: str | Path) -> Run:
     return Run(path)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is one of a run, finished or not."""
+    return path.is_dir() and any((path / file).is_file() for file in (WEIGHTS, RECORD, RECIPE))
+
+
 def choose(name: str | None, overwrite: bool = False) -> Path:
     """The folder for a new run. Nothing is created.
 
@@ -126,11 +130,9 @@ def resumed(name: str | None, path: str | None) -> Path:
             if (folder / RECIPE).is_file():
                 return folder
         raise Error(f"resume: must be the name or the folder of a run, got {name!r}")
-    found = [(file.stat().st_mtime, file.parent) for file in RUNS.glob(f"**/{RECORD}")]
-    for _, folder in sorted(found, reverse=True):
-        with suppress(Error):
-            if path is None or results.read_run(folder).data.get("path") == path:
-                return folder
+    for one in results.runs_below(RUNS):
+        if one.run is not None and (path is None or one.run.data.get("path") == path):
+            return one.folder
     told = f"on {path}" if path else "at all"
     raise Error(f"resume: there must be an earlier run in {RUNS}, got none {told}")
 

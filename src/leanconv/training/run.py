@@ -28,7 +28,7 @@ from leanconv.training.progress import Watch
 from leanconv.training.stopping import Stopped, Stopper
 from leanconv.training.world import World
 
-__all__ = ["Job", "load", "prepare", "run", "train"]
+__all__ = ["Job", "images_of", "load", "prepare", "run", "train"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = N
             return Run(folder)
         source = _source(images, job.resume)
         watch = watch or Watch(shown=world.first)
-        loaded = source if isinstance(source, DataSet) else load(source, recipe, job, watch)
+        loaded = source if isinstance(source, DataSet) else load(source, recipe, job, watch.reading)
         if job.resume and (folder / RECORD).is_file():
             before = results.read_run(folder).data.get("fingerprint")
             if before != loaded.fingerprint:
@@ -203,7 +203,7 @@ def _path(images: str | Path) -> str:
     return str(path.resolve()) if path.exists() and str(images) != "demo" else str(images)
 
 
-def load(images: str | Path, recipe: Recipe, job: Job | None = None, watch: Watch | None = None) -> DataSet:
+def load(images: str | Path, recipe: Recipe, job: Job | None = None, progress: data.Progress | None = None) -> DataSet:
     """The images as the recipe wants them."""
     d, job = recipe.data, job or Job()
     loaded = data.load(
@@ -216,7 +216,7 @@ def load(images: str | Path, recipe: Recipe, job: Job | None = None, watch: Watc
         label_noise=d.label_noise,
         cache=job.cache,
         strict=job.strict_data,
-        progress=watch.reading if watch else None,
+        progress=progress,
     )
     if d.mean is None or d.std is None:
         return loaded
@@ -225,6 +225,25 @@ def load(images: str | Path, recipe: Recipe, job: Job | None = None, watch: Watc
             raise Error(f"data.{name} must have 1 value or one per channel, {loaded.in_chans}, got {len(values)}")
     mean, std = ((v * (loaded.in_chans // len(v))) for v in (d.mean, d.std))
     return replace(loaded, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+
+
+def images_of(run: Run, progress: data.Progress | None = None) -> DataSet:
+    """The images that a run was trained on, in its splits, read again from where they were.
+
+    Args:
+        run: the run.
+        progress: called with (images done, images in all).
+
+    Raises:
+        Error: the run does not tell where they are, they cannot be read any more, or their classes are others.
+    """
+    path = run.record.data.get("path")
+    if path is None:
+        raise Error(f"{run.folder}: the run must tell where its images are, got none (it was given them in memory)")
+    images = load(str(path), recipes.load(run.folder / RECIPE), progress=progress)
+    if images.classes != run.header.classes:
+        raise Error(f"{run.folder}: the images in {path} must be of its classes, got {', '.join(images.classes)}")
+    return images
 
 
 def prepare(recipe: Recipe, images: DataSet) -> tuple[Built, Header]:

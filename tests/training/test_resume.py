@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -16,12 +15,12 @@ import pytest
 import torch
 
 import leanconv
+from interrupting import Interrupting
 from leanconv import recipe as recipes
 from leanconv import training
 from leanconv.errors import Error
 from leanconv.recipe import Recipe
 from leanconv.training import Job, Run, Stopped, state
-from leanconv.training.progress import Watch
 from pictures import flat, quick
 
 EVERYTHING: dict[str, Any] = {
@@ -40,20 +39,6 @@ SOURCE: dict[str, Any] = {"epochs": 3, "training.batch": 8}
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-class Interrupting(Watch):
-    """Sends this process a signal after a number of steps, or when an epoch has been measured."""
-
-    def __init__(self, step: int, number: signal.Signals = signal.SIGTERM) -> None:
-        super().__init__(shown=False)
-        self.left, self.number = step, number
-
-    def step(self) -> None:
-        super().step()
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
 
 
 def result(run: Run) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--strict-data", action="store_true", help="an unreadable image is an error")
     parser.add_argument("--no-cache", action="store_true", help="keep no file of decoded images")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too, into RUN/tensorboard")
     parser.add_argument("--no-tune-allocator", action="store_true", help="leave the memory allocator as it is")
     parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         resume,
         cache=not arguments.no_cache,
         strict_data=arguments.strict_data,
+        tensorboard=arguments.tensorboard,
     )
     try:
         done = training.run.run(arguments.data, settings, job)

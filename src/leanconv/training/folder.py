@@ -16,6 +16,7 @@ from leanconv.training import checkpoint
 from leanconv.training.build import build
 from leanconv.training.checkpoint import Header
 from leanconv.training.state import PREVIOUS, STATE
+from leanconv.training.tensorboard import EVENTS
 
 __all__ = ["FILES", "RUNS", "Run", "choose", "claim", "is_run", "open_run", "resumed"]
 
@@ -147,6 +148,8 @@ def claim(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file in FILES:
             (folder / file).unlink(missing_ok=True)
+        for path in folder.glob(EVENTS):
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise Error(f"{folder}: must be a folder that can be written, got {error.strerror}") from None
 

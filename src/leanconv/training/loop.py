@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -36,6 +36,7 @@ from leanconv.training.folder import METRICS, WEIGHTS
 from leanconv.training.progress import Watch
 from leanconv.training.state import Place
 from leanconv.training.stopping import Stopper
+from leanconv.training.tensorboard import Board
 from leanconv.training.watching import Watching, first_nonfinite
 from leanconv.training.world import World
 
@@ -78,12 +79,14 @@ class Output:
         header: goes into the checkpoint.
         watch: is told of every step and epoch.
         stopper: is asked after every step.
+        tensorboard: write TensorBoard files too.
     """
 
     folder: Path
     header: Header
     watch: Watch
     stopper: Stopper
+    tensorboard: bool = False
 
 
 def fit(built: Built, recipe: Recipe, images: DataSet, world: World, output: Output) -> Trained:
@@ -103,11 +106,12 @@ def fit(built: Built, recipe: Recipe, images: DataSet, world: World, output: Out
     """
     training = _Training(built, recipe, images, world, output)
     training.resume()
-    while not training.over():
-        training.rest_of_epoch()
-        training.save()
-        with output.stopper.at_once():
-            training.measure()
+    with training.board():
+        while not training.over():
+            training.rest_of_epoch()
+            training.save()
+            with output.stopper.at_once():
+                training.measure()
     with output.stopper.at_once():
         return training.finish()
 
@@ -130,6 +134,26 @@ class _Training:
         self.watched = some(images, WATCHED)
         self.watching = Watching(self.model, built.example)
         self.saved = perf_counter()
+        self.told: Callable[[Epoch], None] = output.watch.epoch
+
+    @contextmanager
+    def board(self) -> Iterator[None]:
+        """While it lasts, TensorBoard files are written as well, where they are wanted."""
+        if not (self.output.tensorboard and self.world.first):
+            yield
+            return
+        board = Board(self.output.folder)
+        shown = self.told
+
+        def both(row: Epoch) -> None:
+            board.epoch(row)
+            shown(row)
+
+        self.told = both
+        try:
+            yield
+        finally:
+            board.close()
 
     def over(self) -> bool:
         """Whether the last epoch is measured, or ``patience`` epochs have brought nothing better on val."""
@@ -234,7 +258,7 @@ class _Training:
             mean, penalty = loss / n, place.penalty / n
             row = Epoch(place.epoch, place.done, place.lr, mean, penalty, seen, unseen, place.seconds, extra)
             append_metrics(folder, row)
-            self.output.watch.epoch(row)
+            self.told(row)
         self.place = replace(
             place,
             epoch=place.epoch + 1,

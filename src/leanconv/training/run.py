@@ -19,7 +19,7 @@ from leanconv.errors import Error
 from leanconv.recipe import Recipe
 from leanconv.techniques import l2
 from leanconv.training import folder as folders
-from leanconv.training import state
+from leanconv.training import state, tensorboard
 from leanconv.training.build import Built, build, from_scratch, settled
 from leanconv.training.checkpoint import Header, write_bytes
 from leanconv.training.folder import GATE, RECIPE, RECORD, Run
@@ -42,6 +42,7 @@ class Job:
         title: stands before the progress; None: the name.
         cache: decoded images are kept in a file for the next time.
         strict_data: an unreadable image is an error.
+        tensorboard: write TensorBoard files too, into ``RUN/tensorboard``.
     """
 
     name: str | None = None
@@ -50,6 +51,7 @@ class Job:
     title: str | None = None
     cache: bool = True
     strict_data: bool = False
+    tensorboard: bool = False
 
 
 def train(
@@ -138,6 +140,8 @@ def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = N
         Stopped: a signal ended it; the place is written down.
     """
     job = job or Job()
+    if job.tensorboard:
+        tensorboard.need()
     world = World(recipe.training.precision)
     with _threads(recipe.training.threads), Stopper().listening() as stopper:
         folder = job.resume or world.same(folders.choose(job.name, job.overwrite) if world.first else Path())
@@ -163,7 +167,7 @@ def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = N
         steps = steps_per_epoch(len(loaded.train), recipe.training, world.size)
         try:
             with watch.training(job.title or begun.name, recipe.training.epochs, steps) as watching:
-                trained = fit(built, recipe, loaded, world, Output(folder, header, watching, stopper))
+                trained = fit(built, recipe, loaded, world, Output(folder, header, watching, stopper, job.tensorboard))
             record = _record(begun, recipe, loaded, built, trained)
         except BaseException as error:
             if world.first:

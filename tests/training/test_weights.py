@@ -174,6 +174,9 @@ def test_a_training_starts_from_the_weights_of_another_run() -> None:
             assert torch.equal(value, first.model.state_dict()[name]), name
     assert any("tensors loaded from runs/first" in note for note in second.record.notes)
     assert any("of the backbone do not learn" in note for note in second.record.notes)
+    told = second.record.extra["started_from"]
+    assert (told["source"], set(told["loaded"])) == ("runs/first", set(first.model.state_dict()))
+    assert told["fresh"] == told["unused"] == ()
 
 
 def test_loaded_parameters_learn_slower() -> None:

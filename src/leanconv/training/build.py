@@ -33,7 +33,7 @@ class Built:
         roles: parameter name -> role.
         idle: techniques of the recipe that changed nothing in the network.
         refusals: technique -> the places where it did not act, and why.
-        loaded: names of parameters whose values were loaded.
+        started: what became of the weights that it starts from; None where there are none.
         notes: what was loaded and what was frozen, a sentence each.
     """
 
@@ -42,7 +42,7 @@ class Built:
     roles: dict[str, str]
     idle: tuple[str, ...]
     refusals: dict[str, tuple[Refusal, ...]]
-    loaded: frozenset[str] = frozenset()
+    started: weights.Loaded | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -82,8 +82,7 @@ def build(
     frozen = weights.freeze(model, recipe.model.freeze, example) if start else ()
     notes = [f"weights: {loaded}"] if loaded else []
     notes += [f"freeze: {len(frozen)} tensors of the {recipe.model.freeze} do not learn"] if frozen else []
-    names = frozenset(loaded.loaded if loaded else ())
-    return Built(model, example, techniques.roles(model), tuple(idle), refusals, names, tuple(notes))
+    return Built(model, example, techniques.roles(model), tuple(idle), refusals, loaded, tuple(notes))
 
 
 def from_scratch(recipe: Recipe) -> Recipe:

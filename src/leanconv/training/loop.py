@@ -122,7 +122,7 @@ class _Training:
     def __init__(self, built: Built, recipe: Recipe, images: DataSet, world: World, output: Output) -> None:
         self.model, self.recipe, self.images, self.world, self.output = built.model, recipe, images, world, output
         settings = recipe.training
-        optimizer = optim.make(built.model, built.roles, settings, built.loaded)
+        optimizer = optim.make(built.model, built.roles, settings, built.started.loaded if built.started else ())
         self.attachments, self.notes = attach(built, recipe, optimizer, len(images.train))
         self.net, self.optimizer = world.fabric.setup(self.model, optimizer)
         self.average = Average(self.model, settings.ema)

@@ -325,6 +325,7 @@ def _record(begun: results.Run, recipe: Recipe, images: DataSet, built: Built, t
         extra={
             "decay": _decay(trained.model, recipe, len(images.train)),
             "weights_sha256": trained.digest,
+            "started_from": asdict(built.started) if built.started else None,
             "memory": asdict(allocator.resident_cost()),
         },
     )

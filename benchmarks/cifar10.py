@@ -20,10 +20,13 @@ from leanconv import recipe, training
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
+    parser.add_argument("data", nargs="?")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--precision", default="32-true")
     arguments = parser.parse_args()
+    if arguments.data is None:
+        print("cifar10: left out, it needs DATA (python benchmarks/cifar10.py --help)")
+        return
     for seed in range(arguments.seeds):
         whole = recipe.override(recipe.load("cifar10"), seed=seed, precision=arguments.precision)
         start = time.perf_counter()

@@ -9,12 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from leanconv import recipe, training
 from leanconv.cli import main
 from pictures import flat, picture, quick
 
 Capture = pytest.CaptureFixture[str]
+
+
+class Evil:
+    """Runs a function when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path("touched").touch, ()
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / "zero" / name / f"{i}.jpg").write_bytes(b"")
     picture(root / "photo.jpg", (200, 40, 40), 1)
     (root / "text.jpg").write_text("no photo")
+    torch.save({"state_dict": Evil()}, root / "evil.pt")
+    torch.save({"weight": torch.zeros(2)}, root / "other.pt")
     (root / "bad.yaml").write_text("training: {epochs: many}")
     (root / "quick.yaml").write_text(recipe.dump(quick()))
     with pytest.MonkeyPatch.context() as patch:
@@ -72,6 +82,12 @@ CASES = {
     "unknown key": ([*TRAIN, "--set", "training.epoch=3"], "'epoch' (did you mean epochs?)"),
     "wrong technique": ([*TRAIN, "--set", "techniques.dropot={p: 0.1}"], "got 'dropot'"),
     "bad option": ([*TRAIN, "--set", "techniques.dropout.p=1.5"], "dropout: p must satisfy 0 <= p < 1, got p=1.5"),
+    "weights gone": ([*TRAIN, "--weights", "gone.pt"], "weights: must be a file, the folder of a run or package"),
+    "weights with code": ([*TRAIN, "--weights", "evil.pt"], "got a file that needs code to be read, which is not exec"),
+    "weights of another": ([*TRAIN, "--weights", "other.pt"], "weights: other.pt must fit the network, got one that la"),
+    "weights no text": ([*TRAIN, "--weights", "text.jpg"], "weights: text.jpg must be a whole file of weights"),
+    "weights no module": ([*TRAIN, "--weights", "no_such:thing"], "weights: no_such:thing must be there, got ModuleNot"),
+    "freeze unknown": ([*TRAIN, "--freeze", "neck"], "model.freeze must be one of none, stem, backbone, got 'neck'"),
     "predict nothing": (["predict"], "predict: RUN must be the folder of a run such as runs/exp, got nothing"),
     "predict no run": (["predict", "nowhere", "photo.jpg"], "got 'nowhere'"),
     "predict a folder": (

@@ -256,7 +256,7 @@ def _file(path: Path) -> Any:
             warnings.simplefilter("ignore")  # torch's remarks on the pickle's protocol are not the user's business
             return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        if isinstance(error, pickle.UnpicklingError) and ("GLOBAL" in str(error) or "Unsupported" in str(error)):
+        if isinstance(error, pickle.UnpicklingError) and ("GLOBAL" in str(error) or "Unsupported global" in str(error)):
             rule = "must hold tensors alone, got a file that needs code to be read, which is not executed"
             raise Error(f"weights: {path} {rule}") from None
         told = type(error).__name__

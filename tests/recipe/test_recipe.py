@@ -29,7 +29,7 @@ def test_packaged_recipes_load_and_survive_being_written(name: str) -> None:
 
 
 def test_the_packaged_recipes_are_these() -> None:
-    assert recipe.names() == ("cifar10", "default", "demo", "finetune", "mobilenet", "source")
+    assert recipe.names() == ("cifar10", "default", "demo", "finetune", "mobilenet", "photos", "small-images", "source")
 
 
 @pytest.mark.source("S28")

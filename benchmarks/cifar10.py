@@ -1,6 +1,6 @@
 """CIFAR-10 from scratch with the recipe of that name: what it reaches, how long it takes, with how many parameters.
 
-    python benchmarks/cifar10.py DATA [--seeds 1] [--precision 32-true]
+    python benchmarks/cifar10.py DATA [--seeds 1] [--precision NAME]
 
 DATA holds CIFAR-10 in any form that ``leanconv train`` reads, with train and test apart, for instance a folder with
 train.parquet and test.parquet. The figure to reach: 91 % test accuracy within 60 minutes on two cores, under 1 M
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--precision", default="32-true")
+    parser.add_argument("--precision", help="default: the recipe's")
     arguments = parser.parse_args()
     if arguments.data is None:
         print("cifar10: left out, it needs DATA (python benchmarks/cifar10.py --help)")
@@ -42,7 +42,7 @@ def main() -> None:
         )
         values = {
             "recipe": record.digest,
-            "precision": arguments.precision,
+            "precision": whole.training.precision,
             "seed": seed,
             "epochs": record.epochs,
             "best_epoch": record.best,

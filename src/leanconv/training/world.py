@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import Any, TypeVar
@@ -66,7 +67,9 @@ class World:
 
 def _launched(precision: str) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Fabric's remarks on the machine are not the user's business
+        # Fabric's remarks on the machine are not the user's business.
+        warnings.simplefilter("ignore")
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         from lightning_fabric import Fabric
 
         size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -50,6 +50,18 @@ def test_moments_gradients_and_weights_are_those_of_the_step() -> None:
         assert rows[path]["skew"] == pytest.approx(float(d.pow(3).mean() / var**1.5), rel=1e-5, abs=1e-7)
         assert rows[path]["kurtosis"] == pytest.approx(float(d.pow(4).mean() / var**2 - 3), rel=1e-5)
         assert rows[path]["zeros"] == float((out == 0).double().mean())
+    entering = {"0": again[1](again[0](X)).double(), "3": again[3](hidden.float()).double()}
+    for path, out in entering.items():
+        pre, d = rows[path]["pre"], out - out.mean()
+        std = float(d.square().mean().sqrt())
+        assert pre["mean"] == pytest.approx(float(out.mean()), rel=1e-5, abs=1e-7)
+        assert pre["std"] == pytest.approx(std, rel=1e-6)
+        low, width = float(out.mean()) - 4 * std, 8 * std / 40
+        places = ((out - low) / width).floor().long().flatten()
+        expected = torch.bincount(places[(places >= 0) & (places < 40)], minlength=40).tolist()
+        assert sum(pre["histogram"]) == sum(expected)
+        # A value at the border of two bins may fall into either.
+        assert sum(abs(a - b) for a, b in zip(pre["histogram"], expected, strict=True)) <= 4
     for path, row in rows.items():
         own = [gradients[f"{path}.weight"], gradients[f"{path}.bias"]]
         assert row["grad_norm"] == pytest.approx(float(sum(g.square().sum() for g in own)) ** 0.5, rel=1e-6)

@@ -27,6 +27,12 @@ __all__ = ["Hidden", "Watching", "first_nonfinite", "hidden_layers"]
 VALUES = 2**16
 """A layer's moments are taken from the first samples of a batch, as many as have at most so many values, from one."""
 
+BINS = 40
+"""Of the histograms: from mean - 4 std to mean + 4 std."""
+
+Place = tuple[str, int, int | None]
+"""Module, which call of it, and which of its inputs; None: its output."""
+
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _ADDITIONS = frozenset({"add", "iadd", "add_"})
 _PASSED = frozenset({"Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropBlock2d", "StochasticDepth"})
@@ -38,15 +44,14 @@ class Hidden:
 
     Attributes:
         path: of the convolution or linear layer that makes it.
-        at: module at which it is seen: the layer itself, the norm or activation after it, or one that reads it.
-        call: which call of that module, from 0.
-        reads: None: it is what ``at`` puts out; else the place among what ``at`` takes in.
+        seen: where what the next layer sees is: at the layer itself, the norm or activation after it, or one that reads
+            it.
+        pre: where what enters the last activation is; None where there is no activation, or it cannot be seen.
     """
 
     path: str
-    at: str
-    call: int
-    reads: int | None = None
+    seen: Place
+    pre: Place | None = None
 
 
 class Watching:
@@ -74,7 +79,9 @@ class Watching:
             layer's parameters, before any clipping (S12; None where none arrived). For hidden convolutions and linear
             layers also, of their outputs after norm and activation, which is what the next layer sees: ``at`` (the
             module where that was seen), ``mean``, ``std`` (1/N), ``skew`` and ``kurtosis`` (excess, 0 for a normal
-            distribution; None where all values are equal), ``zeros`` (share of exact zeros) (S11, S25).
+            distribution; None where all values are equal), ``zeros`` (share of exact zeros) (S11); and the same under
+            ``pre`` of what enters the activation, with ``histogram``: counts in 40 equal bins from mean - 4 std to mean
+            + 4 std, values beyond left out (S25).
 
     Source: rows S11, S12, S16 and S25.
     """
@@ -92,9 +99,8 @@ class Watching:
     def __enter__(self) -> Self:
         self._seen, self._gradients = {}, {}
         modules = dict(self.model.named_modules())
-        for at in dict.fromkeys(hidden.at for hidden in self.hidden):
-            here = [hidden for hidden in self.hidden if hidden.at == at]
-            self._handles.append(modules[at].register_forward_hook(self._looking(here), with_kwargs=True))
+        for at, looks in _by_module(self.hidden).items():
+            self._handles.append(modules[at].register_forward_hook(self._looking(looks), with_kwargs=True))
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(self._weighing(name))  # type: ignore[no-untyped-call]
@@ -107,16 +113,17 @@ class Watching:
         self._handles.clear()
         self.layers = [self._row(path, names) for path, names in self._owners.items()]
 
-    def _looking(self, here: list[Hidden]) -> Callable[..., None]:
+    def _looking(self, looks: list[tuple[str, Place, bool]]) -> Callable[..., None]:
         calls = 0
 
         def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             nonlocal calls
-            for hidden in here:
-                if hidden.call == calls:
-                    given = output if hidden.reads is None else (args, kwargs)
-                    tensors = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
-                    self._seen[hidden.path] = {"at": hidden.at, **_look(tensors[hidden.reads or 0])}
+            for path, (at, call, reads), pre in looks:
+                if call == calls:
+                    tensors = [t for t in tree_leaves(output if reads is None else (args, kwargs)) if _is_tensor(t)]
+                    found = _look(tensors[reads or 0], pre)
+                    row = self._seen.setdefault(path, {})
+                    row.update({"pre": found} if pre else {"at": at, **found})
             calls += 1
 
         return hook
@@ -157,9 +164,28 @@ def hidden_layers(graph: Graph) -> list[Hidden]:
             way = _way(graph, step)
             if not any(graph.is_output(value) for value in way):
                 seen = next(place for value in reversed(way) if (place := _place(graph, value)) is not None)
-                found[way[-1]] = Hidden(step.path, *seen)
+                found[way[-1]] = Hidden(step.path, seen, _entering(graph, way))
     latest = {hidden.path: hidden for hidden in found.values()}
     return list(latest.values())
+
+
+def _entering(graph: Graph, way: list[int]) -> Place | None:
+    """Where what enters the last activation on the way can be seen."""
+    for value in reversed(way):
+        maker = graph.producer(value)
+        if maker is not None and is_activation(maker):
+            return _place(graph, maker.inputs[0])
+    return None
+
+
+def _by_module(hidden: list[Hidden]) -> dict[str, list[tuple[str, Place, bool]]]:
+    """Module -> what is to be seen at it: the layer's path, the place, and whether it is what enters an activation."""
+    found: dict[str, list[tuple[str, Place, bool]]] = {}
+    for one in hidden:
+        for place, pre in ((one.seen, False), (one.pre, True)):
+            if place is not None:
+                found.setdefault(place[0], []).append((one.path, place, pre))
+    return found
 
 
 def _way(graph: Graph, step: Step) -> list[int]:
@@ -184,7 +210,7 @@ def _makes(step: Step) -> bool:
     return is_norm(step.module) or is_activation(step) or isinstance(step.module, _NORMS)
 
 
-def _place(graph: Graph, value: int) -> tuple[str, int, int | None] | None:
+def _place(graph: Graph, value: int) -> Place | None:
     """Module, call and input at which a value can be seen; None where only functions touch it."""
     maker = graph.producer(value)
     if maker is not None and maker.module is not None:
@@ -209,16 +235,26 @@ def _owners(model: nn.Module, graph: Graph) -> dict[str, list[str]]:
 
 
 @torch.no_grad()
-def _look(output: Tensor) -> dict[str, Any]:
-    """Moments and zeros of some samples of a layer's output."""
+def _look(output: Tensor, histogram: bool) -> dict[str, Any]:
+    """Moments of some samples of a layer's output, and their share of zeros or their histogram."""
     samples = max(1, VALUES // max(1, output[:1].numel()))
     part = output.detach()[:samples]
     if not part.numel():
         return {}
     found = moments_of(part)
-    shape = {"skew": found.skew, "kurtosis": found.kurtosis} if found.variance > 0 else {"skew": None, "kurtosis": None}
-    zeros = 1 - int(torch.count_nonzero(part)) / part.numel()
-    return {"mean": found.mean, "std": found.variance**0.5, **shape, "zeros": zeros}
+    std = found.variance**0.5
+    row: dict[str, Any] = {"mean": found.mean, "std": std}
+    row |= {"skew": found.skew, "kurtosis": found.kurtosis} if found.variance > 0 else {"skew": None, "kurtosis": None}
+    if not histogram:
+        return row | {"zeros": 1 - int(torch.count_nonzero(part)) / part.numel()}
+    if not (math.isfinite(found.mean) and 0 < std < math.inf):
+        return row | {"histogram": None}
+    counts = torch.histc(part.float(), BINS, found.mean - 4 * std, found.mean + 4 * std)
+    return row | {"histogram": [int(count) for count in counts.tolist()]}
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 @torch.no_grad()

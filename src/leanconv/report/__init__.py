@@ -1,0 +1,1 @@
+"""Pages from plain records: one HTML file each, that opens from the disk. Imports no torch."""

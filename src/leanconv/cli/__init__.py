@@ -23,6 +23,7 @@ COMMANDS = {
     "data": ("leanconv.cli.data", "look for what is wrong with a set of images, before training"),
     "eval": ("leanconv.cli.eval", "how often trained runs are right on labelled images, and how they are wrong"),
     "predict": ("leanconv.cli.predict", "name what is in photos, with one trained run or the average of several"),
+    "report": ("leanconv.cli.report", "show a run, or several side by side, as a page for the browser"),
     "runs": ("leanconv.cli.runs", "list the runs that there are"),
     "cost": ("leanconv.cli.cost", "parameters, multiply-adds and bytes of a network, layer by layer"),
     "demo": ("leanconv.cli.demo", "train six small networks and show what each technique brings"),
@@ -35,6 +36,7 @@ examples:
   leanconv train path/to/images --epochs 10 --name flowers
   leanconv eval runs/flowers path/to/new/images
   leanconv predict runs/flowers photo.jpg
+  leanconv report runs/flowers --open
   leanconv runs
   leanconv cost mobilenet_v1 --input 3,224,224
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from leanconv.errors import Error
 
@@ -49,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict-data", action="store_true", help="an unreadable image is an error")
     parser.add_argument("--no-cache", action="store_true", help="keep no file of decoded images")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard files too, into RUN/tensorboard")
+    parser.add_argument("--no-report", action="store_true", help="write no report.html at the end")
     parser.add_argument("--no-tune-allocator", action="store_true", help="leave the memory allocator as it is")
     parser.add_argument("--json", action="store_true", help="print the final figures as JSON")
 
@@ -84,8 +86,22 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"leanconv: {stopped}", file=sys.stderr)
         return stopped.code
     if training.world.rank() == 0:
+        if not arguments.no_report:
+            _report(done.folder)
         print(shown.as_json(asdict(done.record)) if arguments.json else shown.run(done, allocator))
     return 0
+
+
+def _report(folder: Path) -> None:
+    """The page of the run; a training that went well does not fail for it."""
+    from leanconv.cli.report import write
+    from leanconv.training.folder import REPORT
+
+    try:
+        write([folder], folder / REPORT)
+        print(f"report: {folder / REPORT}", file=sys.stderr)
+    except Error as error:
+        print(f"leanconv: no report was written: {error}", file=sys.stderr)
 
 
 def _setting(text: str) -> tuple[str, str]:

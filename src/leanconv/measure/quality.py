@@ -20,6 +20,9 @@ __all__ = ["BINS", "Tally", "classify", "classify_together", "score"]
 BINS = 15
 """Bins of the expected calibration error."""
 
+MISTAKES = 24
+"""So many of the surest ones are kept."""
+
 
 class Tally:
     """Counts answers batch by batch; see :func:`classify` for the formulas.
@@ -34,6 +37,8 @@ class Tally:
         self._surprise = torch.zeros((), dtype=torch.float64)
         # Per bin: images, right answers, summed confidence.
         self._bins = torch.zeros(3, BINS, dtype=torch.float64)
+        # Probability, place, truth, answer.
+        self._mistakes: list[tuple[float, int, int, int]] = []
 
     def add(self, log_probabilities: Tensor, labels: Tensor) -> None:
         """Count a batch.
@@ -44,6 +49,10 @@ class Tally:
         """
         logs, labels = log_probabilities.double().cpu(), labels.cpu()
         best, answers = logs.max(1)
+        start = int(self._confusion.sum())
+        wrong = (answers != labels).nonzero().flatten().tolist()
+        found = [(float(best[i].exp()), start + i, int(labels[i]), int(answers[i])) for i in wrong]
+        self._mistakes = sorted([*self._mistakes, *found], key=lambda m: (-m[0], m[1]))[:MISTAKES]
         self._confusion += torch.bincount(labels * len(self.classes) + answers, minlength=len(self._confusion))
         self._surprise -= logs.gather(1, labels[:, None]).sum()
         sure = best.exp()
@@ -61,12 +70,15 @@ class Tally:
         if not total:
             raise Error("classify: at least one image must be given, got none")
         _, right, sure = self._bins
+        bins = [(int(n), r / n, c / n) for n, r, c in self._bins.T.tolist() if n]
         matrix = self._confusion.view(len(self.classes), -1).tolist()
         return Outcome(
             self.classes,
             tuple(map(tuple, matrix)),
             float(self._surprise) / total,
             float((right - sure).abs().sum()) / total,
+            tuple(bins),
+            tuple((i, self.classes[truth], self.classes[answer], p) for p, i, truth, answer in self._mistakes),
         )
 
 

@@ -26,12 +26,21 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that was called something else: what it is, what it was called, with which probability."""
+    """An image that was called something else.
+
+    Attributes:
+        image: its name.
+        truth: its class.
+        answer: what it was called.
+        probability: that the network gave to that answer.
+        place: among the images of the split, from 0.
+    """
 
     image: str
     truth: str
     answer: str
     probability: float
+    place: int
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,6 @@ def _mistakes(held: _Held, logs: Tensor, good: list[int], classes: tuple[str, ..
     wrong = [i for i in good if int(found[i]) != int(held.labels[i])]
     wrong.sort(key=lambda i: -float(best[i]))
     return tuple(
-        Mistake(held.names[i], classes[int(held.labels[i])], classes[int(found[i])], float(best[i].exp()))
+        Mistake(held.names[i], classes[int(held.labels[i])], classes[int(found[i])], float(best[i].exp()), i)
         for i in wrong
     )

@@ -9,6 +9,7 @@ from leanconv.results.files import FORMAT_VERSION as FORMAT_VERSION
 from leanconv.results.files import append_line as append_line
 from leanconv.results.files import read_json as read_json
 from leanconv.results.files import read_lines as read_lines
+from leanconv.results.files import write_bytes as write_bytes
 from leanconv.results.files import write_json as write_json
 from leanconv.results.listing import Listed as Listed
 from leanconv.results.listing import runs_below as runs_below

@@ -7,13 +7,13 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from leanconv.errors import Error
 
-__all__ = ["FORMAT_VERSION", "append_line", "read_json", "read_lines", "write_json"]
+__all__ = ["FORMAT_VERSION", "append_line", "read_json", "read_lines", "write_bytes", "write_json"]
 
 FORMAT_VERSION = 1
 
@@ -29,14 +29,25 @@ def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
         text = json.dumps(_encode({"format_version": FORMAT_VERSION, **values}), indent=1, ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise Error(f"{path.name}: values must be plain, got {error}") from None
-    temporary = ""
+    write_bytes(path, (text + "\n").encode())
+
+
+def write_bytes(path: str | Path, content: bytes, before: Callable[[Path], None] | None = None) -> None:
+    """Write a file at once: under another name beside it, then renamed; ``before`` is called between the two.
+
+    Raises:
+        Error: it cannot be written; what stood there stays.
+    """
+    path, temporary = Path(path), ""
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
+        if before is not None:
+            before(path)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

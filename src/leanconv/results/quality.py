@@ -25,12 +25,16 @@ class Outcome:
         confusion: n_ij: a row per true class, a column per answer.
         negative_log_likelihood: -1/N sum log p(true class), in nats; inf where a true class was held impossible.
         calibration_error: expected calibration error, see :func:`leanconv.measure.classify`.
+        mistakes: the surest ones, at most 24: place among the images, from 0, true class, answer, its probability.
+        calibration: of each bin with images, the surest last: images, share right, mean probability of the answer.
     """
 
     classes: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
     negative_log_likelihood: float
     calibration_error: float
+    calibration: tuple[tuple[int, float, float], ...] = ()
+    mistakes: tuple[tuple[int, str, str, float], ...] = ()
 
     def __post_init__(self) -> None:
         shapes = {len(row) for row in self.confusion} | {len(self.confusion)}
@@ -109,6 +113,8 @@ class Outcome:
             "loss": self.negative_log_likelihood,
             **self.brief(),
             "calibration_error": self.calibration_error,
+            "calibration": [list(row) for row in self.calibration],
+            "mistakes": [list(row) for row in self.mistakes],
             "recall": self._named(self.recall),
             "precision": self._named(self.precision),
             "confusion": {

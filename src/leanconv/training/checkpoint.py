@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +19,9 @@ from torch import Tensor
 
 from leanconv.errors import Error
 from leanconv.recipe import Recipe
+from leanconv.results import write_bytes
 
-__all__ = ["FORMAT_VERSION", "Header", "load", "read_tensors", "save", "write_bytes", "write_tensors"]
+__all__ = ["FORMAT_VERSION", "Header", "load", "read_tensors", "save", "write_tensors"]
 
 FORMAT_VERSION = 1
 _KEY = "leanconv"
@@ -129,27 +128,6 @@ def read_tensors(path: Path, subject: str) -> tuple[dict[str, Tensor], dict[str,
         raise Error(f"{path}: {subject} must have the SHA-256 of their header, got a damaged file")
     del about["weights_sha256"], about["format_version"]
     return tensors, about
-
-
-def write_bytes(path: Path, content: bytes, before: Callable[[Path], None] | None = None) -> None:
-    """Write a file at once: under another name beside it, then renamed; ``before`` is called between the two.
-
-    Raises:
-        Error: it cannot be written; what stood there stays.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        if before is not None:
-            before(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise Error(f"{path}: must be writable, got {error.strerror}") from None
 
 
 def _about(path: Path, subject: str, text: str | None) -> dict[str, Any]:

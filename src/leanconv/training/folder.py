@@ -22,7 +22,8 @@ __all__ = ["FILES", "RUNS", "Run", "choose", "claim", "is_run", "open_run", "res
 
 RUNS = Path("runs")
 RECIPE, WEIGHTS, METRICS, RECORD, GATE = "recipe.yaml", "model.safetensors", "metrics.jsonl", "run.json", "data.json"
-FILES = (RECIPE, WEIGHTS, METRICS, RECORD, GATE, STATE, PREVIOUS)
+REPORT = "report.html"
+FILES = (RECIPE, WEIGHTS, METRICS, RECORD, GATE, REPORT, STATE, PREVIOUS)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from leanconv.errors import Error
 from leanconv.kernels.keys import keyed
 from leanconv.measure import classify
 from leanconv.recipe import Recipe, Training
-from leanconv.results import Epoch, Outcome, append_metrics
+from leanconv.results import Epoch, Outcome, append_metrics, write_bytes
 from leanconv.training import checkpoint, optim, state
 from leanconv.training.build import Built, attach
 from leanconv.training.checkpoint import Header
@@ -334,7 +334,7 @@ def _cut(path: Path, rows: int) -> None:
     """Leave only the first rows of ``metrics.jsonl``: what came after the place will be measured again."""
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     if len(lines) > rows:
-        checkpoint.write_bytes(path, b"".join(line + b"\n" for line in lines[:rows]))
+        write_bytes(path, b"".join(line + b"\n" for line in lines[:rows]))
 
 
 def steps_per_epoch(images: int, settings: Training, processes: int = 1) -> int:

@@ -21,7 +21,7 @@ from leanconv.techniques import l2
 from leanconv.training import folder as folders
 from leanconv.training import state, tensorboard
 from leanconv.training.build import Built, build, from_scratch, settled
-from leanconv.training.checkpoint import Header, write_bytes
+from leanconv.training.checkpoint import Header
 from leanconv.training.folder import GATE, RECIPE, RECORD, Run
 from leanconv.training.loop import Output, Trained, fit, steps_per_epoch
 from leanconv.training.progress import Watch
@@ -188,7 +188,7 @@ def _begin(folder: Path, recipe: Recipe, begun: results.Run, job: Job) -> None:
     """The folder with what is known before the first step; where a run goes on, what it has stays."""
     if job.resume is None or state.load(folder) is None:
         folders.claim(folder)
-    write_bytes(folder / RECIPE, recipes.dump(recipe).encode())
+    results.write_bytes(folder / RECIPE, recipes.dump(recipe).encode())
     results.write_run(folder, begun)
 
 

@@ -7,7 +7,7 @@ from leanconv.techniques.batchnorm.cost import cost
 from leanconv.techniques.batchnorm.fold import fold, folded
 from leanconv.techniques.batchnorm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, freeze, frozen, unfreeze
 from leanconv.techniques.batchnorm.options import Options
-from leanconv.techniques.batchnorm.reference import algorithm1
+from leanconv.techniques.batchnorm.reference import algorithm1, algorithm1_steps
 from leanconv.techniques.batchnorm.statistics import exact_statistics, precise_statistics
 from leanconv.techniques.batchnorm.surgery import apply, remove
 from leanconv.techniques.batchnorm.training import attach, roles
@@ -22,6 +22,7 @@ __all__ = [
     "BatchNorm3d",
     "Options",
     "algorithm1",
+    "algorithm1_steps",
     "apply",
     "attach",
     "check",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from leanconv.errors import Error
 
-__all__ = ["accumulate_dtype", "algorithm1", "per_channel", "plain"]
+__all__ = ["Steps", "accumulate_dtype", "algorithm1", "algorithm1_steps", "per_channel", "plain"]
 
 
 def algorithm1(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, eps: float = 1e-5) -> Tensor:
@@ -31,6 +33,42 @@ def algorithm1(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = Non
     Source:
         Table 2-1 (row S8); Ioffe & Szegedy 2015, arXiv 1502.03167, algorithm 1.
     """
+    return algorithm1_steps(x, gamma, beta, eps).y
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What algorithm 1 computes on its way, for a batch x of m values in each channel.
+
+    Attributes:
+        mu: mean, (1, C, 1, ...).
+        variance: s^2, with 1/m, (1, C, 1, ...).
+        x_hat: normalised, of the shape of x.
+        y: scaled and shifted, of the shape of x.
+    """
+
+    mu: Tensor
+    variance: Tensor
+    x_hat: Tensor
+    y: Tensor
+
+
+def algorithm1_steps(
+    x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, eps: float = 1e-5
+) -> Steps:
+    """:func:`algorithm1` with everything that it computes on its way.
+
+    Args:
+        x: features of a batch, (N, C) or (N, C, ...).
+        gamma: scale, (C,); step 1 of the table when None.
+        beta: shift, (C,); step 1 of the table when None.
+        eps: added to the variance.
+
+    Raises:
+        Error: as :func:`algorithm1`.
+
+    Source: Table 2-1 (row S8).
+    """
     if x.dim() < 2 or not x.numel():
         raise Error(f"algorithm1: x must be a batch (N, C, ...) with elements, got shape {tuple(x.shape)}")
     channels = x.shape[1]
@@ -47,7 +85,7 @@ def algorithm1(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = Non
     variance = ((x - mu) ** 2).sum(over, keepdim=True) / m
     # Step 3: change the features of the batch.
     x_hat = (x - mu) / torch.sqrt(variance + eps)
-    return per_channel(gamma, x) * x_hat + per_channel(beta, x)
+    return Steps(mu, variance, x_hat, per_channel(gamma, x) * x_hat + per_channel(beta, x))
 
 
 def per_channel(vector: Tensor, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(VENV)/constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/* native/kernels/*)
 
-.PHONY: demo test test-slow lint check bench source clean help
+.PHONY: demo tour test test-slow lint check bench source clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -22,6 +22,9 @@ help:  ## this list
 
 demo: $(VENV)/.train  ## train six networks on the images that ship with the package and print what each technique brought
 	$(BIN)/leanconv demo $(ARGS)
+
+tour: $(VENV)/.train  ## the source's figures, table and equations as one page, tour.html
+	$(BIN)/leanconv tour $(ARGS)
 
 test: $(VENV)/.dev  ## the tests, with native code and without
 	$(BIN)/python -m pytest -n auto $(ARGS)

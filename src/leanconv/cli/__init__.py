@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": ("leanconv.cli.predict", "name what is in photos, with one trained run or the average of several"),
     "report": ("leanconv.cli.report", "show a run, or several side by side, as a page for the browser"),
     "runs": ("leanconv.cli.runs", "list the runs that there are"),
+    "tour": ("leanconv.cli.tour", "the source's figures, table and equations, computed and drawn as one page"),
     "cost": ("leanconv.cli.cost", "parameters, multiply-adds and bytes of a network, layer by layer"),
     "demo": ("leanconv.cli.demo", "train six small networks and show what each technique brings"),
 }

@@ -46,12 +46,12 @@ def table_2_1() -> dict[str, Any]:
 
 
 def with_depth(seed: int = 0) -> dict[str, Any]:
-    """Twelve convolutions with ReLU on real images, untrained: what enters each activation, with batch norm and without.
+    """Twelve untrained convolutions with ReLU on real images: what enters each activation, with batch norm and without.
 
     Both stacks have the same weights, of a usual size (normal, deviation sqrt(1.3 / fan-in)).
 
     Returns:
-        ``plain`` and ``normalised``: for each layer ``mean``, ``std`` and ``histogram`` (density in 41 bins from -4 to 4).
+        ``plain`` and ``normalised``: for each layer ``mean``, ``std`` and ``histogram`` (density, 41 bins, -4 to 4).
     """
     images = data.load("demo", imgsz=28).train.images[:64]
     x = data.normalise(images, (0.2860,), (0.3530,))

@@ -21,8 +21,8 @@ def figure_2_10(seed: int = 3) -> dict[str, Any]:
     """A fully connected network 5-8-8-3, and which units each of some batches leaves at work.
 
     Returns:
-        ``sizes``; ``p``; ``batches``: for each, ``kept`` (a list per layer of whether a unit works) and ``output``, what
-        the network says of one input with that mask; ``in_use``: what it says with all units.
+        ``sizes``; ``p``; ``batches``: for each, ``kept`` (a list per layer of whether a unit works) and ``output``,
+        what the network says of one input with that mask; ``in_use``: what it says with all units.
     """
     torch.manual_seed(seed)
     first, second = Dropout(0.5, mask="batch"), Dropout(0.5, mask="batch")
@@ -31,6 +31,9 @@ def figure_2_10(seed: int = 3) -> dict[str, Any]:
         *(nn.Linear(_SIZES[1], _SIZES[2]), nn.Tanh(), second),
         nn.Linear(_SIZES[2], _SIZES[3]),
     )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(2)  # untrained, it would hardly tell the three classes apart
     x = torch.randn(4, _SIZES[0])
     seen: dict[int, Tensor] = {}
     for number, layer in enumerate((first, second)):
@@ -60,12 +63,15 @@ def ensemble(seed: int = 5) -> dict[str, Any]:
         with all units; ``difference``: the greatest between the last two, over all classes and inputs.
     """
     torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(6, _UNITS), nn.Tanh(), Dropout(0.5), nn.Linear(_UNITS, 3)).double()
+    last = nn.Linear(_UNITS, 3)
     with torch.no_grad():
-        net[3].weight.mul_(3)
+        last.weight.mul_(3)
+    net = nn.Sequential(nn.Linear(6, _UNITS), nn.Tanh(), Dropout(0.5), last).double()
     x = torch.randn(8, 6, dtype=torch.float64)
     found = enumerate_ensemble(net, x)
-    each = found.log_predictions[:, 0, 0].exp()
+    each = found.log_predictions[..., 0].exp()
+    shown = int(each.std(0).argmax())  # the input on which they differ most
+    each = each[:, shown]
     counts = torch.zeros(40, dtype=torch.float64)
     counts.index_add_(0, (each * 40).long().clamp(0, 39), found.weights)
     geometric, scaling = geometric_mean(found), weight_scaling(net, x)
@@ -74,7 +80,7 @@ def ensemble(seed: int = 5) -> dict[str, Any]:
         "units": _UNITS,
         "histogram": counts.tolist(),
         "arithmetic": float((found.weights * each).sum()),
-        "geometric": float(geometric[0, 0]),
-        "scaling": float(scaling[0, 0]),
+        "geometric": float(geometric[shown, 0]),
+        "scaling": float(scaling[shown, 0]),
         "difference": float((geometric - scaling).abs().max()),
     }

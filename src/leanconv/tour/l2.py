@@ -82,11 +82,11 @@ def shrinking(seed: int = 0) -> dict[str, Any]:
         for _ in range(_STEPS):
             cost = nn.functional.cross_entropy(net(x), y) + (penalty(net, lam, "lambda/2") if lam else 0.0)
             net.zero_grad()
-            cost.backward()
+            cost.backward()  # type: ignore[no-untyped-call]
             with torch.no_grad():
                 for parameter in net.parameters():
                     if parameter.grad is not None:
-                        parameter -= 0.1 * parameter.grad
+                        parameter.sub_(0.1 * parameter.grad)
             for key, value in norms(net).items():
                 rows[key].append(value)
         found[name] = rows

@@ -53,9 +53,7 @@ class Steps:
     y: Tensor
 
 
-def algorithm1_steps(
-    x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, eps: float = 1e-5
-) -> Steps:
+def algorithm1_steps(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, eps: float = 1e-5) -> Steps:
     """:func:`algorithm1` with everything that it computes on its way.
 
     Args:

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(VENV)/constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/* native/kernels/*)
 
-.PHONY: demo tour test test-slow lint check bench source clean help
+.PHONY: demo tour test test-slow lint check bench pictures source clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -43,6 +43,9 @@ check: lint test  ## lint and test
 
 source: $(VENV)/.dev  ## every row of docs/source.md, its tests and their result
 	$(BIN)/python tools/source.py -n auto $(ARGS)
+
+pictures: $(VENV)/.dev  ## the README's pictures, by headless Chromium
+	$(BIN)/python tools/pictures.py $(ARGS)
 
 bench: $(VENV)/.dev  ## every benchmark; results are appended to benchmarks/results
 	for script in benchmarks/*.py; do case $$script in */bench.py) ;; *) $(BIN)/python $$script $(ARGS) || exit 1;; esac; done

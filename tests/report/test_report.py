@@ -133,7 +133,7 @@ def test_the_answer_comes_first_and_everything_else_is_there() -> None:
     for told in (
         "+5.0 points (-4.4 to +14.4) apart: that could be chance",
         "75 k parameters and takes 1.2 M multiply-adds an image, 2.1 times fewer parameters and 6.7 times fewer",
-        "1.25 times slower",
+        "on this machine it is 1.25 times slower than that twin (times of the two: ratio 0.75 to 0.85)",
         "cat is found least often (80.0 %)",
         "D301 warning:",
         "6 of 6 numbers are decayed",
@@ -219,6 +219,20 @@ def test_several_runs_stand_side_by_side() -> None:
 def test_the_gap_is_judged_by_its_interval(gap: tuple[int, int], told: str) -> None:
     run = replace(view().run, train=Score(gap[0], 100), test=Score(gap[1], 100))
     assert told in answer(view(run=run))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "told"),
+    [
+        ((2.0, 1.8, 2.2), "2.00 times as fast as that twin"),
+        ((0.5, 0.4, 0.6), "2.00 times slower than that twin"),
+        ((0.9, 0.5, 1.6), "as fast as that twin, as far as could be measured"),
+    ],
+)
+def test_the_speed_is_judged_by_its_interval(ratio: tuple[float, float, float], told: str) -> None:
+    twin = view().twin
+    assert twin is not None
+    assert told in answer(view(twin=replace(twin, ratio=ratio)))
 
 
 def test_short_numbers() -> None:

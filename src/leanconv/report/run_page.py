@@ -164,11 +164,16 @@ def _against(view: View) -> str:
     if twin is None or not run.params or not run.macs:
         return ""
     value, low, high = twin.ratio
-    speed = f"{value:.2f} times as fast" if value >= 1 else f"{1 / value:.2f} times slower"
+    if low <= 1 <= high:
+        speed = "as fast as that twin, as far as could be measured"
+    else:
+        speed = (
+            f"{value:.2f} times as fast as that twin" if value > 1 else f"{1 / value:.2f} times slower than that twin"
+        )
     return (
         f", {twin.params / run.params:.1f} times fewer parameters and {twin.macs / run.macs:.1f} times fewer "
-        f"multiply-adds than its dense twin; against that twin it is {speed} on this machine "
-        f"(ratio {low:.2f} to {high:.2f})"
+        f"multiply-adds than its dense twin; on this machine it is {speed} (times of the two: ratio {low:.2f} to "
+        f"{high:.2f})"
     )
 
 

@@ -17,6 +17,7 @@ from leanconv import data, models
 from leanconv.accounting import cost
 from leanconv.errors import Error
 from leanconv.graph import evaluating
+from leanconv.techniques import separable
 from leanconv.techniques.separable import SeparableConv2d
 from leanconv.training import images_of, open_run
 
@@ -95,10 +96,10 @@ def counted(cin: int, cout: int, side: int, size: int) -> dict[str, Any]:
     """Parameters and multiply-adds of one layer in both forms, as executed on a map of ``size`` x ``size``."""
     x = torch.zeros(1, cin, size, size)
     standard = cost(nn.Conv2d(cin, cout, side, padding=side // 2, bias=False), x)
-    separable = cost(SeparableConv2d(cin, cout, side, padding=side // 2, bias=False), x)
+    apart = cost(SeparableConv2d(cin, cout, side, padding=side // 2, bias=False), x)
     return {
-        "params": {"standard": standard.params, "separable": separable.params},
-        "macs": {"standard": standard.macs, "separable": separable.macs},
+        "params": {"standard": standard.params, "separable": apart.params},
+        "macs": {"standard": standard.macs, "separable": apart.macs},
     }
 
 
@@ -109,16 +110,9 @@ def ladder() -> dict[str, Any]:
         ``rows``: name, parameters and multiply-adds; ``growth``: both counts of 3 x 3 layers by their channels;
         ``losing``: forms in which the separable convolution has more parameters.
     """
-    cin, cout, area = 3, 16, _SIDE * _SIDE
-    connected = nn.Linear(cin * area, cout * area, bias=False, device="meta").weight.numel()
-    unshared = torch.empty(area, cout, cin * 9, device="meta").numel()
-    both = counted(cin, cout, 3, _SIDE)
-    rows = [
-        {"name": "connected", "params": connected, "macs": connected},
-        {"name": "unshared", "params": unshared, "macs": unshared},
-        {"name": "standard", "params": both["params"]["standard"], "macs": both["macs"]["standard"]},
-        {"name": "separable", "params": both["params"]["separable"], "macs": both["macs"]["separable"]},
-    ]
+    names = {"fully connected": "connected", "unshared": "unshared", "standard": "standard", "separable": "separable"}
+    rungs = separable.ladder(3, 16, (3, 3), (_SIDE, _SIDE), padding=1)
+    rows = [{"name": names[rung.name], "params": rung.parameters, "macs": rung.macs} for rung in rungs]
     growth = [{"channels": c, **counted(c, c, 3, 4)["params"]} for c in (8, 16, 32, 64, 128, 256, 512)]
     tried = [(i, o, k, counted(i, o, k, 4)["params"]) for i, o, k in ((32, 64, 1), (64, 1, 1), (32, 1, 3), (16, 1, 5))]
     losing = [{"cin": i, "cout": o, "side": k, **n} for i, o, k, n in tried if n["separable"] > n["standard"]]

@@ -170,16 +170,43 @@ def test_several_networks_are_averaged_by_probability() -> None:
     assert found.score.correct == sum(int(p[i].argmax()) == y for i, y in enumerate(labels))
     assert found.score.loss == pytest.approx(-sum(math.log(p[i, y]) for i, y in enumerate(labels)) / 7, rel=1e-12)
     alone = measure.classify(Fixed(both[0]), data, "test")
-    assert measure.classify_together([(Fixed(both[0]), data)] * 2, "test") == Outcome(
-        alone.classes,
-        alone.confusion,
-        pytest.approx(alone.negative_log_likelihood),  # type: ignore[arg-type]
-        pytest.approx(alone.calibration_error),  # type: ignore[arg-type]
-    )
+    twice = measure.classify_together([(Fixed(both[0]), data)] * 2, "test")
+    assert (twice.classes, twice.confusion) == (alone.classes, alone.confusion)
+    assert twice.negative_log_likelihood == pytest.approx(alone.negative_log_likelihood)
+    assert twice.calibration_error == pytest.approx(alone.calibration_error)
+    for a, b in zip(twice.calibration, alone.calibration, strict=True):
+        assert a == pytest.approx(b)
+    assert [m[:3] for m in twice.mistakes] == [m[:3] for m in alone.mistakes]
     # Impossible for one, sure for the other: no probability is lost on the way.
     far = [torch.tensor([[0.0, -5000.0]], dtype=torch.float64), torch.tensor([[-5000.0, 0.0]], dtype=torch.float64)]
     one = numbered([0], 2)
     assert measure.classify_together([(Fixed(v), one) for v in far], "test").score.loss == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100])
+def test_bins_and_the_surest_mistakes_by_hand(size: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    logits = 2 * torch.randn(60, 4, generator=g, dtype=torch.float64)
+    labels = [i % 4 for i in range(60)]
+    found = measure.classify(Fixed(logits), numbered(labels, 4), "test", size)
+    p = logits.softmax(1)
+    sure, answers = p.max(1)
+    bins: dict[int, list[tuple[bool, float]]] = {}
+    for i in range(60):
+        bins.setdefault(math.ceil(float(sure[i]) * measure.quality.BINS), []).append(
+            (int(answers[i]) == labels[i], float(sure[i]))
+        )
+    assert len(found.calibration) == len(bins)
+    for (n, right, mean), key in zip(found.calibration, sorted(bins), strict=True):
+        inside = bins[key]
+        assert n == len(inside)
+        assert right == pytest.approx(sum(r for r, _ in inside) / n)
+        assert mean == pytest.approx(sum(s for _, s in inside) / n)
+    wrong = sorted((i for i in range(60) if int(answers[i]) != labels[i]), key=lambda i: -float(sure[i]))
+    assert [m[0] for m in found.mistakes] == wrong[:24]
+    names = found.classes
+    assert [m[1:3] for m in found.mistakes] == [(names[labels[i]], names[int(answers[i])]) for i in wrong[:24]]
+    assert [m[3] for m in found.mistakes] == pytest.approx([float(sure[i]) for i in wrong[:24]])
 
 
 def test_what_cannot_be_measured_is_told() -> None:

@@ -75,17 +75,3 @@ def test_files_of_others_and_of_later_versions_are_told_apart(tmp_path: Path) ->
     path.write_bytes(b"PK\x03\x04 a pickle in a zip")
     with pytest.raises(Error, match=r"whole \.safetensors file"):
         checkpoint.load(path)
-
-
-def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "f"
-    checkpoint.write_bytes(path, b"old")
-
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint.os, "replace", full)
-    with pytest.raises(Error, match="No space left on device"):
-        checkpoint.write_bytes(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]

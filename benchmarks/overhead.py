@@ -14,6 +14,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bench
@@ -61,7 +62,7 @@ def main() -> None:
     }
     for name, share in shares.items():
         print(f"{name:12} {share:.2%} of {total:.0f} s")
-    record = {"recipe": chosen.digest, "data": done.record.data["source"], "epochs": arguments.epochs}
+    record = {"recipe": chosen.digest, "data": Path(arguments.data).name, "epochs": arguments.epochs}
     print(bench.crowded() or "", bench.write("overhead", record | {"seconds": total, "shares": shares}))
 
 

@@ -1,0 +1,1 @@
+"""What each technique brought, on the user's own images: evidence that holds."""

@@ -155,7 +155,7 @@ class Store:
         where, given = (" WHERE kind = ?", (kind,)) if kind else ("", ())
         with self._told():
             found = self._db.execute(query + where + " ORDER BY id", given).fetchall()
-        return [Row(*row, _read(json.loads(values)), finished) for *row, values, finished in found]
+        return [Row(k, a, s, v, st, t, w, _read(json.loads(values)), f) for k, a, s, v, st, t, w, values, f in found]
 
     def keys(self) -> set[tuple[str, str, int, str]]:
         """What is there already."""

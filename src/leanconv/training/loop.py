@@ -37,14 +37,18 @@ from leanconv.training.progress import Watch
 from leanconv.training.state import Place
 from leanconv.training.stopping import Stopper
 from leanconv.training.tensorboard import Board
-from leanconv.training.watching import Watching, first_nonfinite
+from leanconv.training.watching import Watching, first_nonfinite, steadiness
 from leanconv.training.world import World
 
-__all__ = ["Output", "Trained", "fit", "some", "steps_per_epoch"]
+__all__ = ["Diverged", "Output", "Trained", "fit", "some", "steps_per_epoch"]
 
 # Training images that are measured after each epoch, at the end, and that settle statistics: evenly spaced ones.
 WATCHED, FINAL, SETTLING = 1_000, 10_000, 2_048
 SAVE_SECONDS = 120.0  # within an epoch, the place is written down this often
+
+
+class Diverged(Error):
+    """The loss or the weights are no longer finite: of a study a result, of a training an error."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,7 @@ class _Training:
         place.done += 1
         place.step += 1
         place.loss += c0 * size
+        place.losses.append(c0)
         place.penalty += penalty * size
 
     def watched_step(self, batches: list[Batch]) -> None:
@@ -254,7 +259,8 @@ class _Training:
                     place.best, place.best_epoch = quality, place.epoch
                     self.kept = copy.deepcopy(self.model.state_dict())
                     checkpoint.save(folder / WEIGHTS, self.kept, self.output.header)
-            extra = {"balanced_accuracy": outcome.balanced_accuracy, "macro_f1": outcome.macro_f1, **place.observed}
+            extra = {"balanced_accuracy": outcome.balanced_accuracy, "macro_f1": outcome.macro_f1}
+            extra |= {**steadiness(place.losses), **place.observed}
             mean, penalty = loss / n, place.penalty / n
             row = Epoch(place.epoch, place.done, place.lr, mean, penalty, seen, unseen, place.seconds, extra)
             append_metrics(folder, row)
@@ -267,6 +273,7 @@ class _Training:
             penalty=0.0,
             seconds=0.0,
             observed={},
+            losses=[],
             epochs_seconds=[*place.epochs_seconds, place.seconds],
         )
 
@@ -294,7 +301,7 @@ class _Training:
         weights = self.model.state_dict()
         odd = [n for n, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
         if odd:
-            raise Error(f"training: weights must stay finite (a smaller lr may help), got others in {odd[0]}")
+            raise Diverged(f"training: weights must stay finite (a smaller lr may help), got others in {odd[0]}")
         if not self.world.first:
             return
         average, self.place.averaged = self.average.state()
@@ -323,11 +330,11 @@ class _Training:
         fabric = self.world.fabric
         return fabric.no_backward_sync(self.net, enabled=more) if self.world.size > 1 else nullcontext()
 
-    def _broken(self, value: float, batch: Batch) -> Error:
+    def _broken(self, value: float, batch: Batch) -> Diverged:
         """What to say of a loss that is no longer finite: where the first such number is."""
         where = first_nonfinite(self.model, batch.images, batch.labels, cross_entropy)
         got = f"{value} in epoch {self.place.epoch}, step {self.place.step + 1}: {where}"
-        return Error(f"training: the loss must stay finite (a smaller lr may help), got {got}")
+        return Diverged(f"training: the loss must stay finite (a smaller lr may help), got {got}")
 
 
 def _cut(path: Path, rows: int) -> None:

@@ -42,6 +42,7 @@ class Place:
         averaged: steps behind the average of the weights.
         lr: of the last step.
         observed: what was measured in the last step of the epoch.
+        losses: C0 of the steps of this epoch so far.
     """
 
     recipe: str
@@ -58,6 +59,7 @@ class Place:
     averaged: int = 0
     lr: float = 0.0
     observed: dict[str, Any] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
 
 
 def save(folder: Path, place: Place, groups: Mapping[str, Mapping[str, Tensor]]) -> None:

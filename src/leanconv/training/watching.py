@@ -7,8 +7,10 @@ training itself: hooks look at the tensors that pass by, and only in the step th
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -22,7 +24,7 @@ from leanconv.graph import Graph, Step, record
 from leanconv.measure.moments import moments_of
 from leanconv.techniques.batchnorm.places import CONVOLUTIONS, is_activation, is_norm
 
-__all__ = ["Hidden", "Watching", "first_nonfinite", "hidden_layers"]
+__all__ = ["Hidden", "Watching", "first_nonfinite", "hidden_layers", "steadiness"]
 
 VALUES = 2**16
 """A layer's moments are taken from the first samples of a batch, as many as have at most so many values, from one."""
@@ -146,6 +148,25 @@ class Watching:
         row |= {"bias_norm": _norm([parameters[name] for name in biases])} if biases else {}
         row["grad_norm"] = sum(norm**2 for norm in gradients) ** 0.5 if gradients else None
         return row | self._seen.get(path, {})
+
+
+def steadiness(losses: Sequence[float]) -> dict[str, float | int]:
+    """How steadily the loss fell over the steps of an epoch.
+
+    Args:
+        losses: of each step, in nats.
+
+    Returns:
+        ``roughness``, ``sqrt(1/2 mean (l_t - l_{t-1})^2)``: the standard deviation of a step's loss around its trend,
+        0 for fewer than two steps; ``spikes``, the number of steps whose loss is above 1.5 times the median of the 25
+        before it (from the 6th step on).
+
+    Source: row S12.
+    """
+    steps = [(b - a) ** 2 for a, b in itertools.pairwise(losses)]
+    before = [(losses[max(0, t - 25) : t], losses[t]) for t in range(5, len(losses))]
+    spikes = sum(loss > 1.5 * statistics.median(window) for window, loss in before)
+    return {"roughness": math.sqrt(statistics.fmean(steps) / 2) if steps else 0.0, "spikes": spikes}
 
 
 def hidden_layers(graph: Graph) -> list[Hidden]:

@@ -27,6 +27,7 @@ COMMANDS = {
     "runs": ("leanconv.cli.runs", "list the runs that there are"),
     "tour": ("leanconv.cli.tour", "the source's figures, table and equations, computed and drawn as one page"),
     "cost": ("leanconv.cli.cost", "parameters, multiply-adds and bytes of a network, layer by layer"),
+    "study": ("leanconv.cli.study", "what each technique brings on your images, with intervals over several seeds"),
     "demo": ("leanconv.cli.demo", "train six small networks and show what each technique brings"),
 }
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from leanconv.errors import Error
 
-__all__ = ["FORMAT_VERSION", "KINDS", "Row", "Store"]
+__all__ = ["FORMAT_VERSION", "KINDS", "Row", "Store", "plain", "read"]
 
 FORMAT_VERSION = 1
 _APPLICATION = 0x6C63_7374  # "lcst": tells our files from other programs' databases
@@ -128,7 +128,7 @@ class Store:
 
     def tell(self, about: Mapping[str, Any]) -> None:
         """Write what the study is, by name; what was said of a name before is replaced."""
-        rows = [(key, json.dumps(_plain(value))) for key, value in about.items()]
+        rows = [(key, json.dumps(plain(value))) for key, value in about.items()]
         with self._told(), self._whole():
             self._db.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", rows)
 
@@ -140,7 +140,7 @@ class Store:
         """
         if row.kind not in KINDS:
             raise Error(f"Row: kind must be one of {', '.join(KINDS)}, got {row.kind!r}")
-        values = json.dumps(_plain(row.values or {}), separators=(",", ":"))
+        values = json.dumps(plain(row.values or {}), separators=(",", ":"))
         with self._told():
             done = self._db.execute(
                 'INSERT OR IGNORE INTO results (kind, arm, seed, variant, status, seconds, worker, "values") '
@@ -155,7 +155,7 @@ class Store:
         where, given = (" WHERE kind = ?", (kind,)) if kind else ("", ())
         with self._told():
             found = self._db.execute(query + where + " ORDER BY id", given).fetchall()
-        return [Row(k, a, s, v, st, t, w, _read(json.loads(values)), f) for k, a, s, v, st, t, w, values, f in found]
+        return [Row(k, a, s, v, st, t, w, read(json.loads(values)), f) for k, a, s, v, st, t, w, values, f in found]
 
     def keys(self) -> set[tuple[str, str, int, str]]:
         """What is there already."""
@@ -164,7 +164,7 @@ class Store:
 
     def as_json(self) -> str:
         """Everything, as one JSON text."""
-        rows = [{**vars(row), "values": _plain(row.values)} for row in self.rows()]
+        rows = [{**vars(row), "values": plain(row.values)} for row in self.rows()]
         return json.dumps({"format_version": FORMAT_VERSION, "about": self.about, "results": rows}, indent=1)
 
     def as_csv(self) -> str:
@@ -210,20 +210,21 @@ class Store:
             raise Error(f"{self.path}: must be a database that can be read and written, got: {reason}") from None
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it; numbers that are not finite as text."""
+def plain(value: Any) -> Any:
+    """Values as JSON has them; numbers that are not finite as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value
 
 
-def _read(value: Any) -> Any:
+def read(value: Any) -> Any:
+    """The inverse of :func:`plain`."""
     if value in ("nan", "inf", "-inf"):
         return float(value)
     if isinstance(value, dict):
-        return {key: _read(inner) for key, inner in value.items()}
-    return [_read(inner) for inner in value] if isinstance(value, list) else value
+        return {key: read(inner) for key, inner in value.items()}
+    return [read(inner) for inner in value] if isinstance(value, list) else value

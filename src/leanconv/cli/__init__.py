@@ -40,6 +40,7 @@ examples:
   leanconv predict runs/flowers photo.jpg
   leanconv report runs/flowers --open
   leanconv runs
+  leanconv study path/to/images --budget 2h
   leanconv cost mobilenet_v1 --input 3,224,224
 
 `leanconv COMMAND --help` tells more. Exit codes: 0 done, 1 findings, 2 usage or bad input.

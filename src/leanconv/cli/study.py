@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import time
+import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ arms.yaml: factors and their levels, the first the baseline, over techniques and
     techniques.dropout.p: [0.1, 0.3, 0.5]
   arms: factorial                      # add-one, leave-one-out, or a list such as [{}, {batchnorm: true}]
 
-All lies in runs/NAME: study.db (SQLite, one row per finished training), the trainings, and recommended.yaml for
-`leanconv train --recipe`. Stopped or killed at any moment, it goes on with --resume and repeats nothing.
+All lies in runs/NAME: study.db (SQLite, one row per finished training), the trainings, report.html, and
+recommended.yaml for `leanconv train --recipe`. Stopped or killed at any moment, it goes on with --resume and repeats
+nothing.
 """
 
 
@@ -59,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-ms", type=float, metavar="MS", help="an image at most, one at a time")
     parser.add_argument("--max-params", type=int, metavar="N", help="at most so many parameters")
     parser.add_argument("--max-macs", type=int, metavar="N", help="at most so many multiply-adds an image")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--csv", action="store_true", help="print the trainings as CSV")
 
@@ -231,8 +234,10 @@ def _say(sentence: str) -> None:
 def _tell(study: Study, store: Store, arguments: argparse.Namespace) -> int:
     from leanconv import recipe as recipes
     from leanconv.cli import shown
+    from leanconv.report.study_page import render
     from leanconv.results import write_bytes
     from leanconv.study.analysis import Wanted, analyse, choose
+    from leanconv.study.showing import view
 
     if arguments.csv:
         print(store.as_csv(), end="")
@@ -242,15 +247,20 @@ def _tell(study: Study, store: Store, arguments: argparse.Namespace) -> int:
     best, why = choose(found, study.design, wanted)
     file = study.folder / "recommended.yaml"
     chosen = study.recipe(study.design.arm(best), 0)
-    write_bytes(file, f"# {best}: {why}; study {study.name}.\n{recipes.dump(chosen)}".encode())
-    recommended = {"arm": best, "why": why, "recipe": str(file)}
+    dumped = recipes.dump(chosen)
+    write_bytes(file, f"# {best}: {why}; study {study.name}.\n{dumped}".encode())
+    page = study.folder / "report.html"
+    write_bytes(page, render(view(study, found, (best, why, str(file), dumped))).encode())
+    if arguments.open:
+        webbrowser.open(page.resolve().as_uri())
+    recommended = {"arm": best, "why": why, "recipe": str(file), "report": str(page)}
     if arguments.json:
         from leanconv.study.store import plain
 
         print(shown.as_json(plain({**found.to_dict(), "recommended": recommended})))
     else:
         print(text(found, study))
-        print(f"\nrecommended: {best} ({why})\n  leanconv train DATA --recipe {file}")
+        print(f"\nrecommended: {best} ({why})\n  leanconv train DATA --recipe {file}\nreport: {page}")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from leanconv.errors import Error
 
-__all__ = ["COLOURS", "document", "escape", "figure", "table"]
+__all__ = ["COLOURS", "document", "escape", "figure", "script", "table"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours, told apart by people who see few: blue, vermilion, green, purple, orange, sky, black."""
@@ -56,14 +56,14 @@ def document(
     Raises:
         Error: plotly is not installed.
     """
-    code = [*([_plotly(), _file("page.js")] if plotly else []), *scripts]
+    code = [*([_plotly(), script("page.js")] if plotly else []), *scripts]
     told = f'<meta name="description" content="{escape(description)}">\n' if description else ""
     # An empty icon, so that no browser asks for one.
     return (
         f'<!doctype html>\n<html lang="{escape(lang)}">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n{told}'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n'
-        f"<style>{_file('page.css')}</style>\n</head>\n<body>\n"
+        f"<style>{script('page.css')}</style>\n</head>\n<body>\n"
         f"<main>\n{body}\n</main>\n{''.join(f'<script>{_inline(part)}</script>' for part in code)}\n</body>\n</html>\n"
     )
 
@@ -131,7 +131,8 @@ def _inline(code: str) -> str:
     return code.replace("</script", "<\\/script")
 
 
-def _file(name: str) -> str:
+def script(name: str) -> str:
+    """The text of a file that lies beside this one."""
     return files("leanconv.report").joinpath(name).read_text(encoding="utf-8")
 
 

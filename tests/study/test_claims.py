@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
+
 from leanconv import recipe
 from leanconv.study.analysis import analyse
 from leanconv.study.claims import Claim, claims
@@ -17,6 +19,7 @@ def verdicts(given: list[Row]) -> dict[str, Claim]:
     return {claim.told: claim for claim in claims(analyse(DESIGN, given), DESIGN, given)}
 
 
+@pytest.mark.source("S24")
 def test_what_is_true_holds() -> None:
     found = verdicts(rows())
     assert len(found) == 18

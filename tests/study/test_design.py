@@ -33,6 +33,7 @@ def test_fewer_arms() -> None:
     assert {frozenset(NAMES - set(a.recipe.techniques)) for a in left[1:-1]} == {frozenset({n}) for n in NAMES}
 
 
+@pytest.mark.source("S24")
 def test_side_arms_show_noise_and_width() -> None:
     made = design(WHOLE, "add-one")
     noise = [a for a in made.sides if a.role == "noise"]

@@ -2,12 +2,14 @@
 
     python benchmarks/factorial.py DATA [--seeds 3] [--place FOLDER] [--resume]
 
-500 training images and 200 test images of each class, recipe ``study``, every arm and side arm. ``FOLDER/runs/factorial``
-holds the study and its report; it is resumed where it was broken off, but then its time says nothing.
+500 training images and 200 test images of each class, recipe ``study``, every arm and side arm.
+``FOLDER/runs/factorial`` holds the study and its report; it is resumed where it was broken off, but then its time says
+nothing.
 
-Overhead is what the workers could have trained meanwhile: jobs x wall-clock time, less the seconds of all pieces of work
-and of the pass that takes the times, as a share of the first. Of the pieces' own seconds, the share spent in epochs is
-told too; the rest is the gate of the data, the measuring after training, and what the study asks of the networks.
+Overhead is what the workers could have trained meanwhile: jobs x wall-clock time, less the seconds of all pieces of
+work and of the pass that takes the times, as a share of the first. Of the pieces' own seconds, the share spent in
+epochs is told too; the rest is the gate of the data, the measuring after training, and what the study asks of the
+networks.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def main() -> None:
         images = place / "cifar10-5000.npz"
         if not images.exists():
             _subset(arguments.data, images)
-        what = ["--resume", NAME] if arguments.resume else [str(images), "--name", NAME, "--seeds", str(arguments.seeds)]
+        what = (
+            ["--resume", NAME] if arguments.resume else [str(images), "--name", NAME, "--seeds", str(arguments.seeds)]
+        )
         if arguments.epochs and not arguments.resume:
             what += ["--epochs", str(arguments.epochs)]
         start = time.perf_counter()

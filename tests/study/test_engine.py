@@ -8,7 +8,6 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from leanconv import recipe
@@ -18,6 +17,7 @@ from leanconv.study.engine import Local
 from leanconv.study.run import FEWEST, Study, plan, rates
 from leanconv.study.store import Row, Store
 from leanconv.study.work import Images, Task
+from study.made import striped
 
 QUICK = recipe.override(
     recipe.only(recipe.load("demo"), ["batchnorm", "dropout"]),
@@ -32,17 +32,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "src"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    rng = np.random.default_rng(0)
-    labels = np.arange(240) % 3
-    pixels = rng.integers(0, 80, (240, 28, 28, 1), dtype=np.uint8)
-    for label in range(3):
-        pixels[labels == label, 9 * label : 9 * label + 9] += 150
-    parts = {"train": slice(0, 180), "test": slice(180, 240)}
-    arrays = {f"{n}_images": pixels[part] for n, part in parts.items()}
-    arrays |= {f"{n}_labels": labels[part] for n, part in parts.items()}
-    path = tmp_path / "images.npz"
-    np.savez(path, classes=np.array(["a", "b", "c"]), **arrays)
-    return path
+    return striped(tmp_path / "images.npz")
 
 
 def test_a_whole_study_and_nothing_of_it_twice(source: Path) -> None:

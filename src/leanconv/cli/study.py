@@ -14,6 +14,7 @@ from leanconv.errors import Error
 
 if TYPE_CHECKING:
     from leanconv.study.analysis import Analysis
+    from leanconv.study.engine import Engine
     from leanconv.study.run import Study
     from leanconv.study.store import Store
 
@@ -22,6 +23,7 @@ examples:
   leanconv study path/to/images                          all 16 combinations of the four techniques, 5 seeds
   leanconv study path/to/images --arms add-one --budget 1h
   leanconv study path/to/images --arms arms.yaml --name rates
+  leanconv study path/to/images --engine ray --address 10.0.0.5:6379
   leanconv study --resume study                          go on where it was stopped
   leanconv study --status study                          what is there
   leanconv study --add-seeds 5 study                     five more seeds of every arm
@@ -50,6 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", metavar="N", help="of every training (default: the recipe's)")
     parser.add_argument("--name", metavar="NAME", help="of the folder in runs (default: study, study2, ...)")
     parser.add_argument("--jobs", type=int, metavar="N", help="trainings at once (default: as the cores allow)")
+    parser.add_argument("--engine", default="local", metavar="ENGINE", help="local processes (default), or ray")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster (default: Ray on this machine alone)")
     parser.add_argument("--no-sides", action="store_true", help="without the arms on wrong labels and on width")
     going = parser.add_mutually_exclusive_group()
     going.add_argument("--resume", metavar="NAME", help="go on with a study that was stopped")
@@ -97,6 +101,12 @@ def _check(arguments: argparse.Namespace, existing: str | None) -> None:
         raise Error(f"study: --jobs must be at least 1, got {arguments.jobs}")
     if arguments.add_seeds and not (arguments.add_seeds[0].isdecimal() and int(arguments.add_seeds[0]) > 0):
         raise Error(f"study: --add-seeds must be a number from 1, got {arguments.add_seeds[0]!r}")
+    if arguments.engine not in ("local", "ray"):
+        raise Error(f"study: --engine must be local or ray, got {arguments.engine!r}")
+    if arguments.address is not None and arguments.engine != "ray":
+        raise Error(f"study: --address goes with --engine ray, got {arguments.address!r} with --engine local")
+    if arguments.jobs is not None and arguments.engine == "ray":
+        raise Error(f"study: --jobs goes with --engine local, got {arguments.jobs} with --engine ray")
     if arguments.aim not in ("accuracy", "latency", "size"):
         raise Error(f"study: --aim must be accuracy, latency or size, got {arguments.aim!r}")
     seconds(arguments.budget)
@@ -184,18 +194,15 @@ def _found(name: str, store: Store) -> tuple[Study, int]:
 
 def _work(study: Study, store: Store, seeds: int, arguments: argparse.Namespace) -> None:
     from leanconv.cli import shown
-    from leanconv.results import usable_cores
-    from leanconv.study.engine import Local
     from leanconv.study.run import plan
 
     whole = study.design.arms[0].recipe
     if study.images.of(whole).fingerprint != store.about["fingerprint"]:
         raise Error(f"study: DATA must be that of the study {study.name}, got other images in {study.images.source}")
     shown.tune()
-    cores = usable_cores()
-    jobs = arguments.jobs or max(1, cores // (whole.training.threads or cores))
     start, budget = time.monotonic(), seconds(arguments.budget)
-    engine = Local(str(study.images.source), jobs)
+    engine = _engine(study, arguments)
+    jobs = engine.workers
     try:
         _say(f"study {study.name}: {len(study.design.every)} arms, {seeds} seeds, {jobs} at once")
         study.work(engine, study.pilots())
@@ -213,6 +220,20 @@ def _work(study: Study, store: Store, seeds: int, arguments: argparse.Namespace)
     _say("times, one at a time")
     study.times()
     _say(f"done in {(time.monotonic() - start) / 60:.1f} minutes")
+
+
+def _engine(study: Study, arguments: argparse.Namespace) -> Engine:
+    from leanconv.results import usable_cores
+
+    cores = usable_cores()
+    threads = study.design.arms[0].recipe.training.threads
+    if arguments.engine == "ray":
+        from leanconv.study.cluster import Ray
+
+        return Ray(study.images, [arm.recipe for arm in study.design.every], arguments.address, threads or 1)
+    from leanconv.study.engine import Local
+
+    return Local(str(study.images.source), arguments.jobs or max(1, cores // (threads or cores)))
 
 
 class _Shown:

@@ -15,16 +15,22 @@ from typing import Protocol
 
 from leanconv.errors import Error
 from leanconv.study.store import Row, read
-from leanconv.study.work import Task
+from leanconv.study.task import Task
 
-__all__ = ["Engine", "Local"]
+__all__ = ["Engine", "Local", "Slot"]
 
 ATTEMPTS = 3
 """A task is given to so many workers, should each of them die over it."""
 
 
 class Engine(Protocol):
-    """Does tasks in any order, several at once."""
+    """Does tasks in any order, several at once.
+
+    Attributes:
+        workers: how many at once.
+    """
+
+    workers: int
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Row]:
         """Each task's row, as soon as it is done.
@@ -48,7 +54,8 @@ class Local:
     def __init__(self, source: str | Path, workers: int) -> None:
         if workers < 1:
             raise Error(f"study: at least one worker is needed, got {workers}")
-        self._slots = [_Slot(str(source)) for _ in range(workers)]
+        self.workers = workers
+        self._slots = [Slot(str(source)) for _ in range(workers)]
 
     def run(self, tasks: Sequence[Task]) -> Iterator[Row]:
         """As :meth:`Engine.run`; what was begun when the caller stops asking is left where it stands."""
@@ -58,7 +65,7 @@ class Local:
         for task in tasks:
             todo.put(task)
 
-        def serve(slot: _Slot) -> None:
+        def serve(slot: Slot) -> None:
             with suppress(queue.Empty):
                 while not ended.is_set():
                     task = todo.get_nowait()
@@ -86,11 +93,16 @@ class Local:
             slot.end()
 
 
-class _Slot:
-    """The place of one process; one that dies is replaced."""
+class Slot:
+    """The place of one process; one that dies is replaced.
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    Args:
+        source: of the images.
+        more: words for its command line.
+    """
+
+    def __init__(self, source: str, *more: str) -> None:
+        self.source, self.more = source, more
         self.process: subprocess.Popen[str] | None = None
         self.ended = False
 
@@ -118,7 +130,7 @@ class _Slot:
 
     def _ask(self, task: Task) -> str:
         if self.process is None:
-            command = [sys.executable, "-m", "leanconv.study.worker", self.source]
+            command = [sys.executable, "-m", "leanconv.study.worker", self.source, *self.more]
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdin is not None  # pipes were asked for
         assert self.process.stdout is not None

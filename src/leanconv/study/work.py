@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import pickle
 import shutil
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from leanconv.recipe import Recipe
 from leanconv.results import Score
 from leanconv.study import probes
 from leanconv.study.store import Row
+from leanconv.study.task import Task
 from leanconv.techniques import dropout
 from leanconv.training import Job, Run
 from leanconv.training.folder import RECIPE, RUNS
@@ -27,37 +29,7 @@ from leanconv.training.loop import Diverged
 from leanconv.training.progress import Watch
 from leanconv.training.run import load
 
-__all__ = ["Images", "Task", "chosen_rate", "execute"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be done, in plain values, so that it can go to another process or machine.
-
-    Attributes:
-        kind: ``pilot``, ``run`` or ``stable``.
-        arm: its name.
-        seed: of the training.
-        variant: tells pilots apart.
-        recipe: the whole, seed and rate included, as ``Recipe.to_dict`` gives it.
-        name: of the training's folder under ``runs``; empty for what leaves none.
-    """
-
-    kind: str
-    arm: str
-    seed: int
-    recipe: dict[str, Any]
-    variant: str = ""
-    name: str = ""
-
-    @property
-    def key(self) -> tuple[str, str, int, str]:
-        """As :attr:`leanconv.study.store.Row.key`."""
-        return self.kind, self.arm, self.seed, self.variant
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+__all__ = ["Images", "Sent", "Task", "chosen_rate", "execute", "file_name", "pack"]
 
 
 class Images:
@@ -77,10 +49,46 @@ class Images:
             if recipe.data.label_noise:
                 raise Error("study: arms with wrong labels need DATA that can be read again, got images in memory")
             return self.source
-        key = repr(recipe.data)
+        key = self.key(recipe)
         if key not in self._read:
             self._read[key] = load(self.source, recipe)
         return self._read[key]
+
+    @staticmethod
+    def key(recipe: Recipe) -> str:
+        """The same for recipes that want the same images."""
+        return repr(recipe.data)
+
+    @staticmethod
+    def needed(recipe: Recipe) -> list[Recipe]:
+        """Recipes for whose images :func:`execute` asks when it is given one."""
+        return [recipe, _clean(recipe)] if recipe.data.label_noise else [recipe]
+
+
+class Sent(Images):
+    """Images that were read elsewhere and came as :func:`pack`'s files.
+
+    Args:
+        folder: of the files.
+    """
+
+    def of(self, recipe: Recipe) -> DataSet:
+        """As :meth:`Images.of`."""
+        name = file_name(self.key(recipe))
+        if name not in self._read:
+            self._read[name] = pickle.loads((Path(str(self.source)) / name).read_bytes())
+        return self._read[name]
+
+
+def file_name(key: str) -> str:
+    """Of the file of the images that :meth:`Images.key` names."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16] + ".pickle"
+
+
+def pack(images: Images, every: Sequence[Recipe]) -> dict[str, bytes]:
+    """File name -> bytes of all the images that recipes ask for, for :class:`Sent`."""
+    wanted = {images.key(one): one for recipe in every for one in images.needed(recipe)}
+    return {file_name(key): pickle.dumps(images.of(one), protocol=5) for key, one in wanted.items()}
 
 
 def execute(task: Task, images: Images) -> Row:
@@ -100,7 +108,10 @@ def execute(task: Task, images: Images) -> Row:
     recipe = Recipe.from_dict(task.recipe)
     todo = {"pilot": _pilot, "run": _run, "stable": _stable}[task.kind]
     start = time.perf_counter()
-    status, values = todo(task, recipe, images)
+    # For what is measured beside the trainings too: several workers, each with threads for all cores, stand in each
+    # other's way.
+    with training.run.threads(recipe.training.threads):
+        status, values = todo(task, recipe, images)
     worker = f"{os.uname().nodename}:{os.getpid()}"
     return Row(*task.key, status, time.perf_counter() - start, worker, values)
 
@@ -145,12 +156,16 @@ def _run(task: Task, recipe: Recipe, images: Images) -> tuple[str, dict[str, Any
         return "diverged", {"test": chance, "val": chance, "chance": chance, "diverged": 1, "why": str(error)}
     values = {**_figures(done), "chance": chance, "diverged": 0}
     if recipe.data.label_noise:
-        clean = images.of(recipes.override(recipe, **{"data.label_noise": 0.0}))
+        clean = images.of(_clean(recipe))
         values["memorised"] = probes.memorised(done.model, held, clean)
     if dropout.NAME in recipe.techniques:
         split = "test" if held.test is not None else "val"
         values |= {f"dropout_{k}": v for k, v in probes.ensemble(done.model, held, split).to_dict().items()}
     return "done", values
+
+
+def _clean(recipe: Recipe) -> Recipe:
+    return recipes.override(recipe, **{"data.label_noise": 0.0})
 
 
 def _figures(done: Run) -> dict[str, Any]:

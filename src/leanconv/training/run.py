@@ -28,7 +28,7 @@ from leanconv.training.progress import Watch
 from leanconv.training.stopping import Stopped, Stopper
 from leanconv.training.world import World
 
-__all__ = ["Job", "images_of", "load", "prepare", "run", "train"]
+__all__ = ["Job", "images_of", "load", "prepare", "run", "threads", "train"]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def run(images: str | Path | DataSet | None, recipe: Recipe, job: Job | None = N
     if job.tensorboard:
         tensorboard.need()
     world = World(recipe.training.precision)
-    with _threads(recipe.training.threads), Stopper().listening() as stopper:
+    with threads(recipe.training.threads), Stopper().listening() as stopper:
         folder = job.resume or world.same(folders.choose(job.name, job.overwrite) if world.first else Path())
         if job.resume and (folder / RECORD).is_file() and results.read_run(folder).status == "done":
             return Run(folder)
@@ -265,7 +265,8 @@ def prepare(recipe: Recipe, images: DataSet) -> tuple[Built, Header]:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """Inside, torch computes with so many threads; None: with as many as it has."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -181,6 +181,9 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path: Path) -> None:
     assert leanconv.train(resume="a").record.status == "done"
 
 
+KEEPS = ("best", "last")
+
+
 def test_early_stopping_and_its_resume() -> None:
     images = flat(Path("pics"))
     stopping = quick(epochs=30, **{"training.patience": 2})
@@ -189,6 +192,21 @@ def test_early_stopping_and_its_resume() -> None:
     with pytest.raises(Stopped):
         training.run.run(images, stopping, Job("a"), Interrupting(done.metrics[-1].step))
     same(result(leanconv.train(resume="a")), result(Run(done.folder)))
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked_for() -> None:
+    images = flat(Path("pics"))
+    runs = {keep: training.run.run(images, quick(epochs=4, **{"training.keep": keep}), Job(keep)) for keep in KEEPS}
+    accuracies = [epoch.val.accuracy for epoch in runs["best"].metrics]
+    assert runs["last"].record.best == 4
+    assert runs["last"].record.val is not None
+    assert runs["last"].record.val.accuracy == accuracies[-1]
+    assert runs["best"].record.val is not None
+    assert runs["best"].record.val.accuracy == max(accuracies)
+    last = quick(epochs=4, **{"training.keep": "last"})
+    with pytest.raises(Stopped):
+        training.run.run(images, last, Job("a"), Interrupting(runs["last"].metrics[2].step))
+    same(result(leanconv.train(resume="a")), result(Run(runs["last"].folder)))
 
 
 @pytest.mark.slow

@@ -130,6 +130,8 @@ class Training(_Section):
         ema: decay of the exponential moving average of the weights, which then is what is evaluated and kept, such as
             0.999; None: none.
         patience: epochs without a better ``val`` after which training stops; None: never.
+        keep: the weights of which epoch: ``best`` on ``val``, or ``last``, where trainings of equal length are to be
+            compared.
         loaded_lr: learning rate of parameters that were loaded, as a share of ``lr``.
     """
 
@@ -150,6 +152,7 @@ class Training(_Section):
     accumulate: int = 1
     ema: float | None = None
     patience: int | None = None
+    keep: Literal["best", "last"] = "best"
     loaded_lr: float = 0.1
 
     def _ranges(self) -> None:

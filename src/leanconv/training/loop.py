@@ -56,10 +56,10 @@ class Trained:
     """What training leaves behind.
 
     Attributes:
-        model: with the weights of the best epoch, statistics settled, in eval mode.
+        model: with the weights of the epoch that is kept, statistics settled, in eval mode.
         outcomes: ``train``, ``val`` and, where there is one, ``test`` -> how that network does on it.
         epochs: that were trained; fewer than the recipe's where ``patience`` ended it.
-        best_epoch: from 1.
+        best_epoch: the one that is kept, from 1: the best on ``val``, or the last.
         seconds: of training per epoch, without the measuring.
         notes: one sentence for each technique that had no effect.
         digest: SHA-256 of the saved weights.
@@ -121,7 +121,7 @@ def fit(built: Built, recipe: Recipe, images: DataSet, world: World, output: Out
 
 
 class _Training:
-    """What the steps share. ``place`` tells where it stands, ``kept`` holds the state_dict of the best epoch."""
+    """What the steps share. ``place`` tells where it stands, ``kept`` holds the weights to keep."""
 
     def __init__(self, built: Built, recipe: Recipe, images: DataSet, world: World, output: Output) -> None:
         self.model, self.recipe, self.images, self.world, self.output = built.model, recipe, images, world, output
@@ -132,6 +132,7 @@ class _Training:
         self.average = Average(self.model, settings.ema)
         self.place = Place(recipe.digest, images.fingerprint)
         self.kept: dict[str, Tensor] = {}
+        self.last_kept = settings.keep == "last"
         self.parts = world.size * settings.accumulate
         self.sizes = data.batch_sizes(len(images.train), settings.batch, 2 * self.parts)
         self.weights = data.class_weights(images) if recipe.data.balance == "weights" else None
@@ -245,7 +246,10 @@ class _Training:
         return each / len(batch.labels)
 
     def measure(self) -> None:
-        """Train and val after the epoch; what is better on val is kept. Then the next epoch is the place."""
+        """Train and val after the epoch; what is better on val is kept, with ``keep: last`` whatever comes.
+
+        Then the next epoch is the place.
+        """
         place, size, folder = self.place, self.recipe.training.eval_batch, self.output.folder
         n = len(self.images.train)
         loss, _ = self.world.total(place.loss, 0.0)
@@ -255,8 +259,10 @@ class _Training:
                 outcome = classify(self.model, self.images, "val", size)
                 unseen = outcome.score
                 quality = [unseen.accuracy, -(unseen.loss or 0.0)]
-                if quality >= place.best:
+                better = quality >= place.best
+                if better:
                     place.best, place.best_epoch = quality, place.epoch
+                if better or self.last_kept:
                     self.kept = copy.deepcopy(self.model.state_dict())
                     checkpoint.save(folder / WEIGHTS, self.kept, self.output.header)
             extra = {"balanced_accuracy": outcome.balanced_accuracy, "macro_f1": outcome.macro_f1}
@@ -278,7 +284,7 @@ class _Training:
         )
 
     def finish(self) -> Trained:
-        """The best weights with their statistics settled, measured on everything, test included."""
+        """The weights that are kept, with their statistics settled, measured on everything, test included."""
         size, images, place = self.recipe.training.eval_batch, self.images, self.place
         if not self.world.first:
             self.kept = self.model.state_dict()
@@ -293,7 +299,8 @@ class _Training:
         sets = {"train": some(images, FINAL), "val": images} | ({"test": images} if images.test is not None else {})
         outcomes = {split: classify(self.model, held, split, size) for split, held in sets.items()}
         epochs, seconds = place.epoch - 1, tuple(place.epochs_seconds)
-        return Trained(self.model.eval(), outcomes, epochs, place.best_epoch, seconds, tuple(self.notes), digest)
+        kept = epochs if self.last_kept else place.best_epoch
+        return Trained(self.model.eval(), outcomes, epochs, kept, seconds, tuple(self.notes), digest)
 
     def save(self) -> None:
         """Write the place down, with everything that the next step depends on."""

@@ -3,13 +3,14 @@
     python benchmarks/study.py [--rows 10000]
 
 Rows as large as those of real trainings, which never ran: hundreds of seeds of a full factorial. Measured: rows written
-a second (each in a transaction of its own), reading and analysing them, making the page, and opening it in a headless
-Chromium until its table stands, where there is one.
+a second (each in a transaction of its own), reading and analysing them, making the page, opening it in a headless
+Chromium until its table stands, where there is one, and tasks a second that do nothing on Ray, where that is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shutil
 import tempfile
 import time
@@ -26,6 +27,7 @@ from leanconv.study.design import design
 from leanconv.study.run import Study
 from leanconv.study.showing import view
 from leanconv.study.store import Row, Store
+from leanconv.study.task import Task
 from leanconv.study.work import Images
 
 
@@ -56,6 +58,7 @@ def main() -> None:
             took["page_seconds"] = round(time.perf_counter() - start, 2)
         took["page_megabytes"] = round(page.stat().st_size / 1e6, 1)
         took["open_seconds"] = _open(page)
+    took["ray_tasks_per_second"] = _scheduled(made.arms[0].recipe.to_dict())
     print(", ".join(f"{key} {value}" for key, value in took.items()))
     print(bench.crowded() or "", bench.write("study", took))
 
@@ -88,6 +91,28 @@ def _open(page: Path) -> float | None:
             tab.close()
         browser.close()
     return round(sorted(times)[1], 2)
+
+
+def _nothing(task: dict[str, Any], images: Any, version: str) -> tuple[dict[str, Any], None]:
+    return {"kind": task["kind"], "arm": task["arm"], "seed": task["seed"], "values": {"test": 0.5}}, None
+
+
+def _scheduled(whole: dict[str, Any], count: int = 5_000) -> int | None:
+    if importlib.util.find_spec("ray") is None:
+        return None
+    from leanconv.study.cluster import Ray
+
+    tasks = [Task("run", "arm", seed, whole) for seed in range(count)]
+    engine = Ray(Images("demo"), [], do=_nothing)
+    try:
+        list(engine.run(tasks[:100]))
+        start = time.perf_counter()
+        seeds = sorted(row.seed for row in engine.run(tasks))
+        took = time.perf_counter() - start
+    finally:
+        engine.close()
+    assert seeds == list(range(count))
+    return round(count / took)
 
 
 if __name__ == "__main__":

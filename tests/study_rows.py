@@ -51,5 +51,7 @@ def rows(seeds: int = 4, sign: float = 1.0) -> list[Row]:
         if arm.role == "design":
             rate = 0.125 * 2.0 ** (is_on("batchnorm") + 0.1 * e())
             found.append(Row("stable", arm.name, 0, values={"rate": rate}))
-            found.append(Row("times", arm.name, 0, values={"ms_1": 3.0 * 2 ** (-is_on("separable") + e())}))
+            held = [{"in": c, "params": c * (c if is_on("separable") else 9 * c)} for c in (3, 8, 16)]
+            times = {"ms_1": 3.0 * 2 ** (-is_on("separable") + e()), "ms_step": 9.0, "convolutions": held}
+            found.append(Row("times", arm.name, 0, values=times))
     return found

@@ -32,6 +32,7 @@ Measurement = Callable[[nn.Module], object]
 ALL: dict[str, Measurement] = {
     "latency": lambda m: measure.latency(m, images(), runs=2, warmup=1),
     "compare_latency": lambda m: measure.compare_latency({"a": (m, images()), "b": (m, images())}, runs=2, warmup=0),
+    "compare_training": lambda m: measure.compare_training({"a": (m, images()), "b": (m, images())}, runs=2, warmup=0),
     "output_difference": lambda m: measure.output_difference(m, net(), images()),
     "moments": lambda m: measure.moments(m, [images()]),
     "moments in training": lambda m: measure.moments(m, [images()], training=True),
@@ -125,6 +126,18 @@ def test_contenders_take_turns_in_eval_mode_without_gradients() -> None:
     assert "".join(name for name, _, _ in log) == "abcbcacababc"
     assert not any(training or grad for _, training, grad in log)
     assert {name: len(times) for name, times in found.rounds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_steps_of_training_take_turns_too_with_gradients() -> None:
+    log: list[tuple[str, bool, bool]] = []
+    contenders = {name: (nn.Sequential(nn.Conv2d(3, 3, 1), Counted(name, log)), images()) for name in "ab"}
+    found = measure.compare_training(contenders, runs=3, warmup=1)
+    # Each copy has a log of its own, so only what the originals see is here: nothing.
+    assert log == []
+    assert {name: len(times) for name, times in found.rounds.items()} == {"a": 3, "b": 3}
+    assert all(p.grad is None for model, _ in contenders.values() for p in model.parameters())
+    with pytest.raises(Error, match="at least one contender"):
+        measure.compare_training({})
 
 
 def test_the_ratio_is_taken_round_by_round() -> None:

@@ -37,10 +37,18 @@ def noop(task: dict[str, Any], images: Any, version: str) -> Any:
     return {**values, "worker": f"{os.getppid()}:{os.getpid()}"}, None
 
 
-def slowly(task: dict[str, Any], images: Any, version: str) -> Any:
-    """Long enough that a node is killed in the middle of one."""
-    time.sleep(0.5)
-    return noop(task, images, version)
+def marking(place: Path) -> Any:
+    """Work that takes a while and says first on which node it began."""
+
+    def slowly(task: dict[str, Any], images: Any, version: str) -> Any:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (place / f"{node}-{task['seed']}").touch()
+        time.sleep(0.5)
+        return {"kind": task["kind"], "arm": task["arm"], "seed": task["seed"], "worker": node}, None
+
+    return slowly
 
 
 def refused(task: dict[str, Any], images: Any, version: str) -> Any:
@@ -111,15 +119,27 @@ def _killed(images: Images, trained: bool) -> dict[str, Any]:
     lost = cluster.add_node(num_cpus=1)
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    engine = Ray(images, [], cluster.address, do=slowly)
+    place = Path("begun").resolve()
+    place.mkdir()
+    engine = Ray(images, [], cluster.address, do=marking(place))
     before = engine.workers
-    killer = threading.Timer(3.2, lambda: cluster.remove_node(lost, allow_graceful=False))
+
+    def kill() -> None:
+        while not list(place.glob(f"{lost.node_id}-*")):
+            time.sleep(0.02)
+        cluster.remove_node(lost, allow_graceful=False)
+
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     rows = list(engine.run(tasks(40)))
-    killer.join()
-    workers = sorted({row.worker for row in rows})
+    killer.join(60)
     engine.close()
-    told = {"workers": before, "seen": workers, "seeds": sorted(row.seed for row in rows)}
+    told = {
+        "workers": before,
+        "lost": lost.node_id,
+        "begun": [path.name.rpartition("-")[::2] for path in place.iterdir()],
+        "rows": sorted((row.seed, row.worker) for row in rows),
+    }
     if trained:
         told["study"] = _study(cluster.address, images)
     cluster.shutdown()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import study_rows
 from leanconv import recipe
 from leanconv.errors import Error
 from leanconv.study.analysis import Wanted, analyse, choose
@@ -97,3 +98,17 @@ def test_the_choice_keeps_to_the_limits() -> None:
         choose(found, DESIGN, Wanted(params=10, accuracy=0.5))
     with pytest.raises(Error, match="aim must be accuracy, latency or size"):
         choose(found, DESIGN, Wanted("cheap"))
+
+
+def test_from_ten_seeds_on_there_are_bootstrap_intervals_too() -> None:
+    assert analyse(study_rows.DESIGN, study_rows.rows(seeds=9)).bootstrapped == {}
+    given = study_rows.rows(seeds=12)
+    found = analyse(study_rows.DESIGN, given)
+    assert set(found.bootstrapped) == {"test", "gap"}
+    for key, effects in found.bootstrapped.items():
+        for own, other in zip(effects, found.effects[key], strict=True):
+            assert own.name == other.name
+            assert own.value == pytest.approx(other.value, abs=1e-9)
+            assert own.low < own.value < own.high
+    one_less = [row for row in given if (row.kind, row.seed, row.arm) != ("run", 3, "l2")]
+    assert analyse(study_rows.DESIGN, one_less).bootstrapped == {}

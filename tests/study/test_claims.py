@@ -22,7 +22,7 @@ def verdicts(given: list[Row]) -> dict[str, Claim]:
 @pytest.mark.source("S24")
 def test_what_is_true_holds() -> None:
     found = verdicts(rows())
-    assert len(found) == 18
+    assert len(found) == 19
     assert {claim.verdict for claim in found.values()} == {"holds"}
     assert {c.source for c in found.values()} >= {"S1", "S5", "S11", "S12", "S13", "S16", "S19", "S20", "S23", "S24"}
     gap = found["dropout narrows the gap between training and test"]
@@ -31,7 +31,8 @@ def test_what_is_true_holds() -> None:
 
 def test_what_is_false_does_not() -> None:
     found = verdicts(rows(sign=-1.0))
-    counted = {"separable convolution cuts parameters", "separable convolution cuts multiply-adds", "and cheaper"}
+    counted = {"separable convolution cuts parameters", "separable convolution cuts multiply-adds", "and cheaper",
+               "it saves more with more input channels"}  # fmt: skip
     assert {c.verdict for told, c in found.items() if told not in counted} == {"does not"}
 
 

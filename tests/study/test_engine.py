@@ -58,7 +58,7 @@ def test_a_whole_study_and_nothing_of_it_twice(source: Path) -> None:
             study.times()
             rows = store.rows("times")
             assert {row.arm for row in rows} == {arm.name for arm in made.arms}
-            assert all((row.values or {})["ms_1"] > 0 for row in rows)
+            assert all((row.values or {})[key] > 0 for row in rows for key in ("ms_1", "ms_64", "ms_step"))
             study.times()
             assert len(store.rows("times")) == len(rows)
             accuracy = dict(study.table("test"))

@@ -13,6 +13,7 @@ from torch import nn
 from leanconv import data, recipe
 from leanconv.data import DataSet, Split
 from leanconv.errors import Error
+from leanconv.models.plain import plain
 from leanconv.nn import Dropout
 from leanconv.results import Epoch, Score
 from leanconv.study import probes
@@ -155,3 +156,15 @@ def test_steadiness_of_losses() -> None:
 def test_the_set_is_normalised_as_trained() -> None:
     images = small()
     assert data.normalise(images.train.images, images.mean, images.std).mean().abs() < 1e-3
+
+
+@pytest.mark.source("S19")
+def test_convolutions_hold_what_the_formula_says() -> None:
+    options = {"width": 4, "rows": [[1, 1], [2, 2], [4, 1]], "in_chans": 3}
+    dense, lean = (probes.convolutions(plain(separable=separable, **options)) for separable in (False, True))
+    assert dense == [{"in": 3, "params": 3 * 4 * 9 + 4}, {"in": 4, "params": 4 * 8 * 9 + 8},
+                     {"in": 8, "params": 8 * 16 * 9 + 16}]  # fmt: skip
+    assert [row["in"] for row in lean] == [3, 4, 8]
+    assert lean[0] == dense[0]
+    assert lean[1]["params"] == 4 * 9 + 4 * 8 + 8
+    assert lean[2]["params"] == 8 * 9 + 8 * 16 + 16

@@ -39,7 +39,7 @@ def test_the_answer_comes_first_and_no_path_is_told(tmp_path: Path) -> None:
     assert "/a/place" not in page
     assert "best on &lt;val&gt;" in page
     assert page.index("All together") < page.index("What the source claims") < page.index("Every training")
-    assert len(made.claims) == 18
+    assert len(made.claims) == 19
     assert next(iter(made.curves)) == "plain"
     assert len(made.runs) == len(DESIGN.every) * 4
 

@@ -7,6 +7,7 @@ buffers and random numbers are as before.
 from leanconv.measure.latency import Comparison as Comparison
 from leanconv.measure.latency import Latency as Latency
 from leanconv.measure.latency import compare_latency as compare_latency
+from leanconv.measure.latency import compare_training as compare_training
 from leanconv.measure.latency import latency as latency
 from leanconv.measure.latency import median_interval as median_interval
 from leanconv.measure.moments import Moments as Moments

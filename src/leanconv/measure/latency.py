@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from leanconv.errors import Error
 from leanconv.graph import evaluating
 from leanconv.results import Difference
 
-__all__ = ["Comparison", "Latency", "compare_latency", "latency", "median_interval"]
+__all__ = ["Comparison", "Latency", "compare_latency", "compare_training", "latency", "median_interval"]
 
 Example = Tensor | tuple[Tensor, ...]
 
@@ -124,22 +125,81 @@ def compare_latency(
     Raises:
         Error: no contender, or an argument is out of range.
     """
-    if not contenders:
+    with _evaluating([model for model, _ in contenders.values()]), torch.inference_mode():
+        calls = {name: _pass(model, example) for name, (model, example) in contenders.items()}
+        examples = {name: example for name, (_, example) in contenders.items()}
+        return _in_turns(calls, examples, runs, warmup, threads, level)
+
+
+def compare_training(
+    contenders: Mapping[str, tuple[nn.Module, Example]],
+    *,
+    runs: int = 15,
+    warmup: int = 3,
+    threads: int | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """Time forward and backward passes in training mode in turns, as :func:`compare_latency` does.
+
+    What is differentiated is the sum of the outputs; the optimizer's step, the same for all, is not in it. Copies are
+    run, so parameters, gradients and statistics stay as they are.
+
+    Args:
+        contenders: name -> (model, example).
+        runs: rounds, from 1.
+        warmup: rounds before, not counted.
+        threads: of torch; None: as it stands.
+        level: of the medians' intervals.
+
+    Raises:
+        Error: no contender, or an argument is out of range.
+    """
+    copies = {name: (copy.deepcopy(model).train(), example) for name, (model, example) in contenders.items()}
+    calls = {name: _step(model, example) for name, (model, example) in copies.items()}
+    examples = {name: example for name, (_, example) in contenders.items()}
+    with torch.enable_grad(), torch.random.fork_rng():
+        return _in_turns(calls, examples, runs, warmup, threads, level)
+
+
+def _pass(model: nn.Module, example: Example) -> Callable[[], object]:
+    inputs = example if isinstance(example, tuple) else (example,)
+    return lambda: model(*inputs)
+
+
+def _step(model: nn.Module, example: Example) -> Callable[[], object]:
+    inputs = example if isinstance(example, tuple) else (example,)
+
+    def once() -> None:
+        model.zero_grad(set_to_none=True)
+        model(*inputs).sum().backward()
+
+    return once
+
+
+def _in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    examples: Mapping[str, Example],
+    runs: int,
+    warmup: int,
+    threads: int | None,
+    level: float,
+) -> Comparison:
+    if not calls:
         raise Error("latency: at least one contender must be given, got none")
     for name, value, least in (("runs", runs, 1), ("warmup", warmup, 0), ("threads", threads, 1)):
         if value is not None and value < least:
             raise Error(f"latency: {name} must be at least {least}, got {name}={value}")
-    names = list(contenders)
+    names = list(calls)
     taken: dict[str, list[float]] = {name: [] for name in names}
-    with _threads(threads), _evaluating([model for model, _ in contenders.values()]), torch.inference_mode():
+    with _threads(threads):
         used = torch.get_num_threads()
         for turn in range(warmup + runs):
             for place in range(len(names)):
                 name = names[(turn + place) % len(names)]
-                elapsed = _once(*contenders[name])
+                elapsed = _once(calls[name], examples[name])
                 if turn >= warmup:
                     taken[name].append(elapsed)
-    described = {name: _latency(taken[name], contenders[name][1], used, level) for name in names}
+    described = {name: _latency(taken[name], examples[name], used, level) for name in names}
     return Comparison(described, {name: tuple(times) for name, times in taken.items()})
 
 
@@ -172,16 +232,15 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     return middle, ordered[k - 1], ordered[n - k]
 
 
-def _once(model: nn.Module, example: Example) -> float:
+def _once(call: Callable[[], object], example: Example) -> float:
     """Milliseconds of one pass."""
-    inputs = example if isinstance(example, tuple) else (example,)
-    gpu = inputs[0].is_cuda
-    if gpu:
-        torch.cuda.synchronize(inputs[0].device)
+    first = example[0] if isinstance(example, tuple) else example
+    if first.is_cuda:
+        torch.cuda.synchronize(first.device)
     start = time.perf_counter()
-    model(*inputs)
-    if gpu:
-        torch.cuda.synchronize(inputs[0].device)
+    call()
+    if first.is_cuda:
+        torch.cuda.synchronize(first.device)
     return (time.perf_counter() - start) * 1e3
 
 

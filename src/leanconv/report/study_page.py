@@ -27,6 +27,7 @@ class StudyView:
         claims: as ``Claim``'s fields.
         arms: name -> figures; ``levels``, ``role``, means.
         effects: metric -> list of effects' fields.
+        bootstrapped: as ``effects``, with intervals by bootstrap over the seeds; empty where there are too few.
         metrics: key -> (words, scale) of the metrics in ``effects``.
         runs: one mapping per training: arm, seed, status and numbers.
         curves: arm -> step, mean, low, high of val accuracy in percent.
@@ -41,6 +42,7 @@ class StudyView:
     claims: Sequence[Mapping[str, Any]]
     arms: Mapping[str, Mapping[str, Any]]
     effects: Mapping[str, Sequence[Mapping[str, Any]]]
+    bootstrapped: Mapping[str, Sequence[Mapping[str, Any]]]
     metrics: Mapping[str, tuple[str, float]]
     runs: Sequence[Mapping[str, Any]]
     curves: Mapping[str, Mapping[str, Sequence[float]]]
@@ -75,7 +77,8 @@ def render(view: StudyView) -> str:
         _list(view.notes),
         f"<p><code>{escape(view.repeat)}</code></p>",
         table(("what", "value"), list(view.about), text=(0, 1)),
-        *(_details(view, key) for key in view.effects if key not in ("test", "gap")),
+        *(_details(view, key, view.effects[key]) for key in view.effects if key not in ("test", "gap")),
+        *(_details(view, key, found, "by bootstrap over the seeds") for key, found in view.bootstrapped.items()),
     ]
     description = view.answer[0] if view.answer else view.name
     return document(f"Study {view.name}", "".join(parts), scripts=[script("study.js")], description=description)
@@ -233,7 +236,8 @@ def _arms(view: StudyView) -> str:
     rows = [
         (name, arm["seeds"], arm["diverged"], number(arm, "train", ".1f", 100), number(arm, "test", ".1f", 100),
          number(arm, "test_error", ".2f", 100), number(arm, "gap", "+.1f", 100), number(arm, "rate", "g"),
-         number(arm, "params", ",.0f"), number(arm, "macs", ",.0f"), number(arm, "ms_1", ".3f"))
+         number(arm, "params", ",.0f"), number(arm, "macs", ",.0f"), number(arm, "ms_1", ".3f"),
+         number(arm, "ms_step", ".1f"))
         for name, arm in view.arms.items()
     ]  # fmt: skip
     head = (
@@ -248,8 +252,13 @@ def _arms(view: StudyView) -> str:
         "parameters",
         "MACs",
         "ms",
+        "ms a step",
     )
-    return table(head, rows, "Means over the seeds; ms: one image at a time, all arms in turns, nothing else running.")
+    caption = (
+        "Means over the seeds; ms: one image at a time; ms a step: forward and backward of one batch. All arms in "
+        "turns, nothing else running."
+    )
+    return table(head, rows, caption)
 
 
 def _runs(view: StudyView) -> str:
@@ -264,11 +273,11 @@ def _runs(view: StudyView) -> str:
     )
 
 
-def _details(view: StudyView, key: str) -> str:
+def _details(view: StudyView, key: str, effects: Sequence[Mapping[str, Any]], how: str = "") -> str:
     told, scale = view.metrics[key]
     rows = [
         (e["name"], f"{scale * e['value']:+.3g}", _interval(e["low"], e["high"], scale), _p(e["p"]), _p(e["holm"]))
-        for e in view.effects[key]
+        for e in effects
     ]
     inner = table(("effect", "estimate", "95 % interval", "p", "p (Holm)"), rows)
-    return f"<details><summary>Effects on {escape(told)}</summary>{inner}</details>"
+    return f"<details><summary>Effects on {escape(told)}{', ' if how else ''}{how}</summary>{inner}</details>"

@@ -165,6 +165,15 @@ def _separable(found: Analysis, design: Design) -> Iterable[_Draft]:
             yield _counted(
                 "S19", f"separable convolution cuts {what}", f"{what} saved, %", -statistics.fmean(ratios), 100
             )
+    growth = [g for a, b in pairs if (g := _growth(found.arms[a], found.arms[b])) is not None]
+    if growth:
+        yield _counted(
+            "S19",
+            "it saves more with more input channels",
+            "parameters saved in the layer with the most of them, against that with the fewest, doublings",
+            statistics.fmean(growth),
+            1,
+        )
     times = [
         math.log2(found.arms[b]["ms_1"] / found.arms[a]["ms_1"])
         for a, b in pairs
@@ -173,6 +182,15 @@ def _separable(found: Analysis, design: Design) -> Iterable[_Draft]:
     if times:
         effect = stats.paired("separable", times)
         yield _Draft("S20", "separable convolution infers faster", "milliseconds an image, doublings", effect, -1)
+
+
+def _growth(dense: Mapping[str, Any], lean: Mapping[str, Any]) -> float | None:
+    """log2 of what is saved in the layer with the most input channels over that in the one with the fewest."""
+    pairs = zip(dense.get("convolutions") or (), lean.get("convolutions") or (), strict=False)
+    saved = sorted((a["in"], a["params"] - b["params"]) for a, b in pairs if a["params"] > b["params"])
+    if len(saved) < 2 or saved[0][0] == saved[-1][0]:
+        return None
+    return math.log2(saved[-1][1] / saved[0][1])
 
 
 def _whole(found: Analysis, design: Design, runs: Sequence[Row]) -> Iterable[_Draft]:

@@ -20,6 +20,7 @@ from leanconv.kernels.keys import keyed
 from leanconv.recipe import Recipe
 from leanconv.results import Epoch
 from leanconv.techniques.dropout import monte_carlo
+from leanconv.techniques.separable import SeparableConv2d
 from leanconv.training import optim
 from leanconv.training.build import attach, from_scratch
 from leanconv.training.run import prepare
@@ -27,6 +28,7 @@ from leanconv.training.run import prepare
 __all__ = [
     "Ensemble",
     "Stable",
+    "convolutions",
     "ensemble",
     "gradients",
     "largest_stable_rate",
@@ -298,3 +300,21 @@ def to_reach(steps: Sequence[float], values: Sequence[float], wanted: float) -> 
             return before[0] + (step - before[0]) * (wanted - before[1]) / (value - before[1])
         before = (float(step), value)
     return None
+
+
+# --- what each convolution holds (S19) --------------------------------------------------------------------------------
+
+
+def convolutions(model: nn.Module) -> list[dict[str, int]]:
+    """Input channels and parameters of each convolution, in order; a separable one counts as one.
+
+    Source: row S19.
+    """
+    inside: set[nn.Module] = set()
+    found = []
+    for module in model.modules():
+        if module in inside or not isinstance(module, nn.Conv2d | SeparableConv2d):
+            continue
+        inside.update(module.modules())
+        found.append({"in": module.in_channels, "params": sum(p.numel() for p in module.parameters())})
+    return found

@@ -23,6 +23,7 @@ from leanconv.data import normalise
 from leanconv.errors import Error
 from leanconv.recipe import Recipe
 from leanconv.results import usable_cores
+from leanconv.study import probes
 from leanconv.study.design import Arm, Design
 from leanconv.study.engine import Engine
 from leanconv.study.store import Row, Store
@@ -41,6 +42,7 @@ PILOT_RATES = (1 / 3, 1.0, 3.0)
 BATCHES = (1, 64)
 """Images at once when inference is timed."""
 TURNS = 30
+STEP_TURNS = 15
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,12 @@ class Study:
                 values[arm.name][f"ms_{batch}"] = latency.per_image
                 values[arm.name][f"ms_{batch}_low"] = latency.low / len(x)
                 values[arm.name][f"ms_{batch}_high"] = latency.high / len(x)
+        batch = self.design.arms[0].recipe.training.batch
+        x = normalise(held.train.images[:batch], held.mean, held.std).contiguous(memory_format=torch.channels_last)
+        steps = measure.compare_training({n: (m, x) for n, m in models.items()}, runs=STEP_TURNS, threads=threads)
+        for arm in arms:
+            values[arm.name]["ms_step"] = steps.latencies[arm.name].median
+            values[arm.name]["convolutions"] = probes.convolutions(models[arm.name])
         # One pass times all of them, so each has an equal share of it.
         each = (time.perf_counter() - start) / len(arms)
         for arm in arms:

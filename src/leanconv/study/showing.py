@@ -55,6 +55,7 @@ def view(study: Study, found: Analysis, recommended: tuple[str, str, str, str]) 
         claims=[asdict(claim) for claim in claims(found, study.design, rows)],
         arms=found.arms,
         effects={key: [asdict(effect) for effect in effects] for key, effects in found.effects.items()},
+        bootstrapped={key: [asdict(effect) for effect in effects] for key, effects in found.bootstrapped.items()},
         metrics={metric.key: (metric.told, metric.scale) for metric in METRICS},
         runs=[_thin(row) for row in runs],
         curves=_curves(runs, [arm.name for arm in study.design.arms]),

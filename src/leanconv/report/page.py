@@ -38,7 +38,14 @@ def escape(text: object) -> str:
 
 
 def document(
-    title: str, body: str, *, lang: str = "en", scripts: Sequence[str] = (), plotly: bool = True, description: str = ""
+    title: str,
+    body: str,
+    *,
+    lang: str = "en",
+    scripts: Sequence[str] = (),
+    first: Sequence[str] = (),
+    plotly: bool = True,
+    description: str = "",
 ) -> str:
     """A whole page.
 
@@ -47,6 +54,7 @@ def document(
         body: HTML of the main part.
         lang: of the page's language.
         scripts: JavaScript of the page's own, run after its elements are there.
+        first: JavaScript that needs no figure and runs before they are drawn.
         plotly: put the drawing library in; a page without figures needs none.
         description: one sentence for those who list pages.
 
@@ -56,7 +64,7 @@ def document(
     Raises:
         Error: plotly is not installed.
     """
-    code = [*([_plotly(), script("page.js")] if plotly else []), *scripts]
+    code = [*first, *([_plotly(), script("page.js")] if plotly else []), *scripts]
     told = f'<meta name="description" content="{escape(description)}">\n' if description else ""
     # An empty icon, so that no browser asks for one.
     return (

@@ -1,8 +1,10 @@
 // The table of all trainings: sorted by a click, filtered by words, saved as a file. Rows come a hundred at a time.
 (() => {
-  const rows = JSON.parse(document.getElementById("study-data").textContent);
+  const packed = JSON.parse(document.getElementById("study-data").textContent);
+  const keys = packed.keys;
+  const rows = packed.rows.map((values) =>
+    Object.fromEntries(keys.map((key, i) => [key, values[i]]).filter(([, value]) => value !== null)));
   const table = document.getElementById("study-runs");
-  const keys = [...new Set(rows.flatMap((row) => Object.keys(row)))];
   const filter = document.getElementById("study-filter");
   const more = document.getElementById("study-more");
   let by = null, up = true, shown = 100;

@@ -14,6 +14,7 @@ from leanconv.report.page import COLOURS, document, escape, figure, script, tabl
 __all__ = ["StudyView", "render"]
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
+_MARKS = {"holds": "\u2713", "does not": "\u2717", "undecided": "?"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def render(view: StudyView) -> str:
         *(_details(view, key, found, "by bootstrap over the seeds") for key, found in view.bootstrapped.items()),
     ]
     description = view.answer[0] if view.answer else view.name
-    return document(f"Study {view.name}", "".join(parts), scripts=[script("study.js")], description=description)
+    return document(f"Study {view.name}", "".join(parts), first=[script("study.js")], description=description)
 
 
 def _list(sentences: Sequence[str]) -> str:
@@ -99,15 +100,22 @@ def _p(value: float) -> str:
 
 def _claims(view: StudyView) -> str:
     rows = [
-        (c["told"], c["verdict"], f"{c['value']:+.3g}", _interval(c["low"], c["high"]), c["metric"], _p(c["holm"]),
-         c["source"])
+        (
+            c["told"],
+            f"{_MARKS[c['verdict']]} {c['verdict']}",
+            f"{c['value']:+.3g}",
+            _interval(c["low"], c["high"]),
+            c["metric"],
+            _p(c["holm"]),
+            c["source"],
+        )
         for c in view.claims
-    ]  # fmt: skip
+    ]
     head = ("claim", "verdict", "estimate", "95 % interval", "of what", "p (Holm)", "row")
     counts = {v: sum(c["verdict"] == v for c in view.claims) for v in ("holds", "does not", "undecided")}
     told = f"{counts['holds']} hold, {counts['does not']} do not, {counts['undecided']} are undecided."
     caption = "A verdict needs p below 0.05 after Holm's correction over all claims; what is counted needs no interval."
-    return f"<p>{escape(told)}</p>" + table(head, rows, caption, text=(0, 4))
+    return f"<p>{escape(told)}</p>" + table(head, rows, caption, text=(0, 1, 4))
 
 
 def _forest(view: StudyView, key: str) -> str:
@@ -262,7 +270,10 @@ def _arms(view: StudyView) -> str:
 
 
 def _runs(view: StudyView) -> str:
-    packed = json.dumps([dict(run) for run in view.runs], allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    keys = list(dict.fromkeys(key for run in view.runs for key in run))
+    # The names once and not with every training: half the bytes.
+    columns = {"keys": keys, "rows": [[run.get(key) for key in keys] for run in view.runs]}
+    packed = json.dumps(columns, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     return (
         '<p class="tools"><label>Filter <input id="study-filter" type="search" placeholder="dropout"></label> '
         '<button type="button" id="study-csv">CSV</button> <button type="button" id="study-json">JSON</button> '

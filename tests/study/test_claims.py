@@ -19,7 +19,9 @@ def verdicts(given: list[Row]) -> dict[str, Claim]:
     return {claim.told: claim for claim in claims(analyse(DESIGN, given), DESIGN, given)}
 
 
+@pytest.mark.source("S13")
 @pytest.mark.source("S24")
+@pytest.mark.source("S28")
 def test_what_is_true_holds() -> None:
     found = verdicts(rows())
     assert len(found) == 19

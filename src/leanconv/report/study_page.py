@@ -153,7 +153,7 @@ def _interactions(view: StudyView) -> str:
         return ""
     traces: list[dict[str, Any]] = []
     layout: dict[str, Any] = {"title": "Interactions: test accuracy, %", "annotations": []}
-    columns = min(3, len(pairs))
+    columns = min(2, len(pairs))  # three are too narrow for a phone
     lines = math.ceil(len(pairs) / columns)
     for i, (a, b) in enumerate(pairs):
         row, column = divmod(i, columns)

@@ -1,8 +1,18 @@
 """Depthwise separable convolution: each channel on its own, then a weighted sum over channels per output."""
 
+from leanconv.techniques.separable.aware import error_curve, output_error, separate_outputs
 from leanconv.techniques.separable.blocks import SeparableConv1d, SeparableConv2d, SeparableConv3d
+from leanconv.techniques.separable.budget import Option, choose
 from leanconv.techniques.separable.checks import check
-from leanconv.techniques.separable.convert import decompose, dense_fresh, weight_error
+from leanconv.techniques.separable.convert import (
+    Fitted,
+    decompose,
+    dense_fresh,
+    fitted_separable,
+    separate_weights,
+    weight_curve,
+    weight_error,
+)
 from leanconv.techniques.separable.cost import cost
 from leanconv.techniques.separable.formulas import (
     Growth,
@@ -24,8 +34,9 @@ from leanconv.techniques.separable.layers import (
     PointwiseConv3d,
 )
 from leanconv.techniques.separable.options import Options
+from leanconv.techniques.separable.patches import PatchMoments
 from leanconv.techniques.separable.reference import separable_reference
-from leanconv.techniques.separable.surgery import apply, attach, fold, remove, roles
+from leanconv.techniques.separable.surgery import apply, attach, candidates, fold, remove, roles
 
 NAME = "separable"
 ORDER = 100
@@ -50,8 +61,11 @@ __all__ = [
     "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DepthwiseConv3d",
+    "Fitted",
     "Growth",
+    "Option",
     "Options",
+    "PatchMoments",
     "PointwiseConv1d",
     "PointwiseConv2d",
     "PointwiseConv3d",
@@ -61,20 +75,28 @@ __all__ = [
     "SeparableConv3d",
     "apply",
     "attach",
+    "candidates",
     "check",
+    "choose",
     "cost",
     "decompose",
     "dense_fresh",
+    "error_curve",
+    "fitted_separable",
     "fold",
     "growth",
     "ladder",
+    "output_error",
     "ratio",
     "remove",
     "roles",
     "separable_macs",
     "separable_parameters",
     "separable_reference",
+    "separate_outputs",
+    "separate_weights",
     "standard_macs",
     "standard_parameters",
+    "weight_curve",
     "weight_error",
 ]

@@ -19,7 +19,7 @@ from leanconv.techniques.separable.formulas import ratio
 from leanconv.techniques.separable.layers import _Depthwise, _Pointwise
 from leanconv.techniques.separable.options import Options
 
-__all__ = ["apply", "attach", "fold", "remove", "roles"]
+__all__ = ["apply", "attach", "candidates", "fold", "remove", "roles"]
 
 
 def apply(ctx: Context, options: Options) -> list[Edit | Refusal]:
@@ -43,6 +43,31 @@ def apply(ctx: Context, options: Options) -> list[Edit | Refusal]:
         why = _objection(module, options) or _bound(module, shared)
         proposals.append(Refusal(paths[0], why) if why else _edit(ctx, paths, module, options))
     return proposals
+
+
+def candidates(model: nn.Module, options: Options | None = None) -> tuple[dict[str, list[str]], list[Refusal]]:
+    """The convolutions that can become separable by a fit, grouped ones too, and those that cannot, with the reason.
+
+    Args:
+        model: any network.
+        options: ``min_channels`` counts.
+
+    Returns:
+        First path -> every path of each layer; and the refusals.
+    """
+    options = options or Options()
+    shared = _shared(model)
+    found: dict[str, list[str]] = {}
+    refusals = []
+    for paths, module in _modules(model):
+        if not _is_candidate(module, grouped=True):
+            continue
+        why = _objection(module, options) or _bound(module, shared)
+        if why:
+            refusals.append(Refusal(paths[0], why))
+        else:
+            found[paths[0]] = paths
+    return found, refusals
 
 
 def remove(ctx: Context) -> list[Edit | Refusal]:
@@ -105,11 +130,12 @@ def _modules(model: nn.Module) -> Iterator[tuple[list[str], nn.Module]]:
         yield paths[key], module
 
 
-def _is_candidate(module: nn.Module) -> bool:
-    """A dense convolution with a kernel above one, of any class that is not ours."""
+def _is_candidate(module: nn.Module, grouped: bool = False) -> bool:
+    """A dense convolution with a kernel above one, of any class that is not ours; ``grouped``: with groups too."""
     if not isinstance(module, _ConvNd) or not isinstance(module, DENSE) or isinstance(module, _Depthwise | _Pointwise):
         return False
-    return module.groups == 1 and prod(module.kernel_size) > 1
+    mixes = module.groups == 1 or (grouped and module.groups < min(module.in_channels, module.out_channels))
+    return mixes and prod(module.kernel_size) > 1
 
 
 def _objection(module: Any, options: Options) -> str | None:

@@ -1,77 +1,19 @@
-"""Batch norms into a network, out of it, and into its convolutions."""
+"""Batch norms into a network and out of it."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leanconv.contract import Context, Edit, Refusal
+from batchnorm_nets import Net, context, edits, image, reasons
+from leanconv.contract import Context
 from leanconv.graph import record
 from leanconv.rewrite import rewrite
 from leanconv.techniques import batchnorm
 from leanconv.techniques.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, Options
 from leanconv_tests import close
-
-NORMS = {
-    1: (BatchNorm1d, nn.BatchNorm1d),
-    2: (BatchNorm2d, nn.BatchNorm2d),
-    3: (BatchNorm3d, nn.BatchNorm3d),
-}
-
-
-class Net(nn.Module):
-    """Parts and a forward of them, to write down one situation each."""
-
-    def __init__(self, forward: Callable[["Net", Tensor], Tensor], **parts: nn.Module) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
-        self.run = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
-
-
-def image(n: int = 4, c: int = 3, size: int = 8) -> Tensor:
-    return torch.randn(n, c, size, size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-
-def context(model: nn.Module, x: Tensor, batches: list[Tensor] | None = None) -> Context:
-    return Context(model, record(model, x), batches)
-
-
-def settled(model: nn.Module, x: Tensor) -> nn.Module:
-    """In float64, with statistics and parameters away from their start, in eval."""
-    model = model.double().train()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    for _ in range(3):
-        model(x)
-    return model.eval()
-
-
-def edits(proposals: list[Edit | Refusal]) -> list[Edit]:
-    return [p for p in proposals if isinstance(p, Edit)]
-
-
-def reasons(proposals: list[Edit | Refusal]) -> str:
-    return "; ".join(f"{p.path}: {p.why}" for p in proposals if isinstance(p, Refusal))
-
-
-def check_fold(model: nn.Module, x: Tensor, count: int = 1) -> nn.Module:
-    proposals = batchnorm.fold(context(model, x))
-    assert len(edits(proposals)) == count, reasons(proposals)
-    folded = rewrite(model, proposals).model
-    want, got = model(x), folded(x)
-    assert (got - want).abs().max() <= 1e-10 * want.abs().max()
-    assert not any(isinstance(m, batchnorm.LAYERS) for m in folded.modules()) or count == 0
-    return folded
-
 
 # --- apply -----------------------------------------------------------------------------------------------------------
 
@@ -157,6 +99,28 @@ def test_apply_refuses_with_a_reason(case: str) -> None:
     assert reason in reasons(proposals)
 
 
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) * self.scale
+
+
+@pytest.mark.parametrize(("act", "count"), [(Swish(), 1), (Doubled(), 0)])
+def test_activations_of_other_libraries(act: nn.Module, count: int) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), act).double()
+    assert len(edits(batchnorm.apply(context(model, image()), Options(init="fresh")))) == count
+    gate = Net(lambda m, x: x * m.act(m.conv(x)), conv=nn.Conv2d(3, 3, 1), act=act).double()
+    assert not edits(batchnorm.apply(context(gate, image()), Options(init="fresh")))
+
+
 def test_linear_over_sequences_is_refused() -> None:
     model = nn.Sequential(nn.Linear(5, 5), nn.GELU())
     proposals = batchnorm.apply(context(model, torch.randn(2, 7, 5)), Options(init="fresh"))
@@ -197,150 +161,3 @@ def test_remove_a_norm_under_two_paths() -> None:
     model = Net(lambda m, x: m.b(m.a(x)), a=norm, b=norm).double()
     removed = rewrite(model, batchnorm.remove(context(model, image()))).model
     assert torch.equal(removed(image()), image())
-
-
-# --- fold ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("dims", [1, 2, 3])
-@pytest.mark.parametrize("ours", [True, False])
-def test_fold_every_convolution(dims: int, groups: int, transposed: bool, bias: bool, ours: bool) -> None:
-    kind = getattr(nn, f"Conv{'Transpose' if transposed else ''}{dims}d")
-    norm = NORMS[dims][0 if ours else 1]
-    x = torch.randn(3, 4, *[5] * dims, dtype=torch.float64)
-    check_fold(settled(nn.Sequential(kind(4, 8, 3, stride=2, groups=groups, bias=bias), norm(8), nn.ReLU()), x), x)
-
-
-def test_fold_linear_reflect_padding_and_no_affine() -> None:
-    x = torch.randn(5, 4, dtype=torch.float64)
-    check_fold(settled(nn.Sequential(nn.Linear(4, 6), BatchNorm1d(6)), x), x)
-    x = image()
-    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect")
-    check_fold(settled(nn.Sequential(conv, BatchNorm2d(4, affine=False)), x), x)
-
-
-@pytest.mark.parametrize("activation", ["relu6", torch.tanh])
-def test_fold_keeps_the_activation(activation: object) -> None:
-    x = image()
-    folded = check_fold(settled(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4, activation=activation)), x), x)
-    assert not isinstance(folded[1], nn.Identity)
-
-
-def test_fold_in_float32_holds_the_error_rule() -> None:
-    x = image()
-    model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), BatchNorm2d(8)), x)
-    single = copy.deepcopy(model).float()
-    folded = rewrite(single, batchnorm.fold(context(single, x.float()))).model
-    close(folded(x.float()), single(x.float()), copy.deepcopy(single).double()(x))
-
-
-def test_fold_does_not_flip_the_users_training_mode() -> None:
-    x = image()
-    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4)), x).train()
-    before = copy.deepcopy(model.state_dict())
-    (edit,) = batchnorm.fold(context(model, x))
-    assert model[0].training
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert all(m.training for m in edit.put.values())
-
-
-class Standardised(nn.Conv2d):
-    """A convolution whose weight is not what it convolves with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
-
-
-class Louder(nn.BatchNorm2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-def _hooked() -> nn.Module:
-    conv = nn.Conv2d(3, 3, 3, padding=1)
-    conv.register_forward_hook(lambda m, args, y: y + 1)
-    return conv
-
-
-def _tied() -> dict[str, nn.Module]:
-    conv, other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-    other.weight = conv.weight
-    return {"conv": conv, "other": other, "norm": BatchNorm2d(3)}
-
-
-def _parts(conv: nn.Module | None = None, norm: nn.Module | None = None) -> dict[str, nn.Module]:
-    return {"conv": conv or nn.Conv2d(3, 3, 3, padding=1), "norm": norm or BatchNorm2d(3)}
-
-
-CHAIN = lambda m, x: m.norm(m.conv(x))  # noqa: E731
-UNFIT = {
-    "pytorch#197539: convolution called twice": (
-        lambda m, x: m.norm(m.conv(m.conv(x))),
-        _parts,
-        "conv is called 2 times",
-    ),
-    "batch norm called twice": (lambda m, x: m.norm(F.relu(m.norm(m.conv(x)))), _parts, "it is called 2 times"),
-    "two consumers": (
-        lambda m, x: (lambda y: m.norm(y) + y)(m.conv(x)),
-        _parts,
-        "conv is used elsewhere too, or returned",
-    ),
-    "model output": (
-        lambda m, x: (lambda y: (m.norm(y), y))(m.conv(x)),
-        _parts,
-        "conv is used elsewhere too, or returned",
-    ),
-    "in-place on the way": (lambda m, x: m.norm(m.conv(x).add_(1)), _parts, "the step before it is add_"),
-    "weight read elsewhere": (lambda m, x: m.norm(m.conv(x)) + m.conv.weight.sum(), _parts, "conv.weight is shared"),
-    "tied weight": (lambda m, x: m.other(m.norm(m.conv(x))), _tied, "conv.weight is shared"),
-    "hook": (CHAIN, lambda: _parts(_hooked()), "conv has hooks or parametrizations"),
-    "weight norm": (
-        CHAIN,
-        lambda: _parts(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 3, padding=1))),
-        "conv has hooks or parametrizations",
-    ),
-    "a forward of its own": (CHAIN, lambda: _parts(Standardised(3, 3, 3)), "does more than its convolution or product"),
-    "a norm's forward of its own": (CHAIN, lambda: _parts(norm=Louder(3)), "Louder has a forward of its own"),
-    "no running statistics": (
-        CHAIN,
-        lambda: _parts(norm=BatchNorm2d(3, track_running_stats=False)),
-        "it has no running statistics",
-    ),
-    "network input": (lambda m, x: m.conv(m.norm(x)), _parts, "it normalises the network's input"),
-    "not run": (lambda m, x: m.conv(x), _parts, "it did not run on the example"),
-}
-
-
-@pytest.mark.parametrize("case", UNFIT)
-def test_fold_refuses_with_the_reason(case: str) -> None:
-    forward, parts, reason = UNFIT[case]
-    model = Net(forward, **parts()).double().eval()
-    proposals = batchnorm.fold(context(model, image()))
-    assert not edits(proposals)
-    assert reason in reasons(proposals)
-
-
-def test_fold_refuses_linear_over_sequences() -> None:
-    model = nn.Sequential(nn.Linear(6, 6), BatchNorm1d(6)).eval()
-    proposals = batchnorm.fold(context(model, torch.randn(2, 6, 6)))
-    assert "are not those of the batch norm" in reasons(proposals), "dimension 1 is the sequence, of the same length"
-
-
-def test_fold_lists_both_paths_of_a_module() -> None:
-    conv, norm = nn.Conv2d(3, 3, 3), BatchNorm2d(3)
-    model = Net(lambda m, x: m.norm(m.conv(x)), conv=conv, norm=norm, again=conv, norm_again=norm)
-    model = settled(model, image())
-    folded = check_fold(model, image())
-    assert folded.conv is folded.again
-    assert folded.norm is folded.norm_again
-
-
-def test_a_second_fold_takes_the_second_norm() -> None:
-    x = image()
-    model = settled(nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4), BatchNorm2d(4)), x)
-    once = rewrite(model, batchnorm.fold(context(model, x))).model
-    assert [type(m) for m in once] == [nn.Conv2d, nn.Identity, BatchNorm2d]
-    assert torch.allclose(once(x), model(x), rtol=1e-10)

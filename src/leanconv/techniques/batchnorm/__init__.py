@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from leanconv.techniques.batchnorm.affine import folded, folded_forward
 from leanconv.techniques.batchnorm.checks import check
+from leanconv.techniques.batchnorm.conversion import (
+    from_torch,
+    reorder,
+    to_frozen,
+    to_group,
+    to_synchronised,
+    to_torch,
+)
 from leanconv.techniques.batchnorm.cost import cost
-from leanconv.techniques.batchnorm.fold import fold, folded
+from leanconv.techniques.batchnorm.fold import fold
 from leanconv.techniques.batchnorm.layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, freeze, frozen, unfreeze
 from leanconv.techniques.batchnorm.options import Options
 from leanconv.techniques.batchnorm.reference import algorithm1, algorithm1_steps
@@ -30,11 +39,18 @@ __all__ = [
     "exact_statistics",
     "fold",
     "folded",
+    "folded_forward",
     "freeze",
+    "from_torch",
     "frozen",
     "precise_statistics",
     "remove",
+    "reorder",
     "roles",
+    "to_frozen",
+    "to_group",
+    "to_synchronised",
+    "to_torch",
     "unfreeze",
 ]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from leanconv.contract import Context, Edit, Finding, Price
 from leanconv.graph import Graph, Step
-from leanconv.techniques.batchnorm.fold import unfit_producer
+from leanconv.techniques.batchnorm.fit import unfit_producer
 from leanconv.techniques.batchnorm.places import back, is_activation, is_norm
 from leanconv.techniques.batchnorm.surgery import without_bias
 

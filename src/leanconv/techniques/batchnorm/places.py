@@ -8,9 +8,20 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from leanconv.graph import Graph, Step
 from leanconv.techniques.batchnorm.layers import BatchNorm
 
-__all__ = ["CONVOLUTIONS", "activations", "back", "channel_count", "is_activation", "is_norm", "shared"]
+__all__ = [
+    "CONVOLUTIONS",
+    "TRANSPOSED",
+    "activations",
+    "back",
+    "channel_count",
+    "is_activation",
+    "is_norm",
+    "own_activation",
+    "shared",
+]
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED, nn.Linear)
 MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Tanhshrink),
@@ -18,6 +29,10 @@ MODULES = (
 FUNCTIONS = frozenset(
     {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"}
     | {"hardswish", "hardtanh", "hardsigmoid", "sigmoid", "tanh", "softplus", "softsign", "tanhshrink"}
+)
+ARITHMETIC = frozenset(
+    {"add", "iadd", "radd", "sub", "isub", "rsub", "mul", "imul", "rmul", "div", "idiv", "truediv", "itruediv"}
+    | {"clamp", "pow", "exp", "neg", "shape", "size", "dim", "clone"}
 )
 # Layers that keep channels apart: a batch norm before or after them sees the same channels.
 BETWEEN = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
@@ -31,8 +46,17 @@ def is_norm(module: nn.Module | None) -> bool:
 
 
 def is_activation(step: Step) -> bool:
-    """Whether a step is an activation, as a module or a function (also in place)."""
-    return isinstance(step.module, MODULES) or (step.module is None and step.kind.rstrip("_") in FUNCTIONS)
+    """Whether a step is an activation: a module of torch's, another one (Swish), or a function, also in place."""
+    if step.module is None:
+        return step.kind.rstrip("_") in FUNCTIONS
+    return isinstance(step.module, MODULES) or own_activation(step)
+
+
+def own_activation(step: Step) -> bool:
+    """Whether a module without parameters runs an activation function and besides only arithmetic with numbers."""
+    ops = {op.strip("_") for op in step.ops}
+    one = len(step.inputs) == len(step.outputs) == 1 and not step.params
+    return one and is_norm(step.module) is False and bool(ops & FUNCTIONS) and ops <= FUNCTIONS | ARITHMETIC
 
 
 def activations(graph: Graph) -> list[Step]:

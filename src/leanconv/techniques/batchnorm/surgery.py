@@ -13,7 +13,7 @@ from leanconv.contract import Claim, Context, Edit, Refusal
 from leanconv.graph import Graph, Step, evaluating
 from leanconv.techniques.batchnorm.layers import ACTIVATIONS, BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from leanconv.techniques.batchnorm.options import Options
-from leanconv.techniques.batchnorm.places import CONVOLUTIONS, activations, back, channel_count, is_norm
+from leanconv.techniques.batchnorm.places import CONVOLUTIONS, activations, back, channel_count, is_norm, own_activation
 from leanconv.techniques.batchnorm.statistics import Moments
 
 __all__ = ["Activation", "apply", "left_behind", "remove", "without_bias"]
@@ -73,13 +73,16 @@ def _unfit(graph: Graph, producer: Step | None, act: Step) -> str:
     if producer is None or not isinstance(producer.module, CONVOLUTIONS):
         kind = "the input" if producer is None else producer.kind
         return f"the step before it is {kind}, not a convolution or Linear"
+    if len(producer.inputs) != 1 or len(producer.outputs) != 1 or producer.arguments:
+        return f"{producer.path} takes or gives more than one tensor"
     shape = graph.shape(producer.outputs[0])
     calls = len(graph.calls(producer.path))
     if calls > 1:
         return f"{producer.path} is called {calls} times, with one set of statistics for different outputs"
     if len(shape) != _output_dims(producer.module):
         return f"the output of {producer.path} has shape {shape}, whose channels are not in dimension 1"
-    if act.kind.lower() in GATES and any(s.kind.startswith("mul") for v in act.outputs for s in graph.consumers(v)):
+    gate = act.kind.lower() in GATES or own_activation(act)
+    if gate and any(s.kind.startswith("mul") for v in act.outputs for s in graph.consumers(v)):
         return "it is a gate: its output multiplies"
     if producer.path == "":
         return "the network is this one layer"

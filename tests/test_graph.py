@@ -189,6 +189,19 @@ def test_buffers_that_change_in_eval_are_put_back() -> None:
     assert model.calls == 0
 
 
+def test_what_a_layer_is_called_with_besides_tensors() -> None:
+    class Up(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose1d(2, 2, 3, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(x, output_size=[10])
+
+    (step,) = record(Up(), torch.ones(1, 2, 4)).steps
+    assert step.arguments == {"output_size": [10]}
+
+
 def test_several_inputs_and_outputs() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -207,7 +220,7 @@ def test_several_inputs_and_outputs() -> None:
 def test_an_example_that_does_not_fit_is_one_sentence() -> None:
     model = Net()
     with pytest.raises(
-        Error, match=r"^graph: the network must run on an example of shape \(2, 5, 4, 4\), got RuntimeError: "
+        Error, match=r"^graph: the network must run on an example of shape \(2, 5, 4, 4\), got RuntimeError in conv: "
     ):
         record(model, torch.randn(2, 5, 4, 4))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

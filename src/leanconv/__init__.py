@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from leanconv.prediction import evaluate as evaluate
     from leanconv.prediction import predict as predict
     from leanconv.recipe import Recipe as Recipe
+    from leanconv.surgery import apply as apply
+    from leanconv.surgery import convert as convert
+    from leanconv.surgery import fold as fold
+    from leanconv.surgery import remove as remove
+    from leanconv.surgery import separate as separate
     from leanconv.techniques.l2 import ledger as ledger
     from leanconv.techniques.l2 import param_groups as param_groups
     from leanconv.training import train as train
@@ -37,6 +42,11 @@ _LAZY = {
     "evaluate": "prediction",
     "predict": "prediction",
     "Recipe": "recipe",
+    "apply": "surgery",
+    "convert": "surgery",
+    "fold": "surgery",
+    "remove": "surgery",
+    "separate": "surgery",
     "ledger": "techniques.l2",
     "param_groups": "techniques.l2",
     "train": "training",

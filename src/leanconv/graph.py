@@ -37,7 +37,7 @@ class Step:
         params: names of the parameters and buffers that were read.
         ops: functions that ran inside the leaf module.
         inplace: whether an input was overwritten.
-        arguments: non-tensor arguments of a functional operation: ``"0"``, ``"1"``, ... and keywords.
+        arguments: non-tensor arguments of the call: ``"0"``, ``"1"``, ... and keywords.
     """
 
     index: int
@@ -205,8 +205,9 @@ def record(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         reason = str(error).strip().split("\n")[0]
+        where = f" in {recorder.running}" if recorder.running else ""
         raise Error(
-            f"graph: the network must run on an example of shape {shapes}, got {type(error).__name__}: {reason}"
+            f"graph: the network must run on an example of shape {shapes}, got {type(error).__name__}{where}: {reason}"
         ) from error
     finally:
         for handle in handles:
@@ -242,6 +243,11 @@ class _Recorder(TorchFunctionMode):
         self._leaf: _Frame | None = None
         self._count: dict[str, int] = defaultdict(int)
         self._paused = False
+
+    @property
+    def running(self) -> str:
+        """Path of the innermost module that runs; after a failure, of the one that failed."""
+        return self._leaf.path if self._leaf is not None else self._stack[-1] if self._stack else ""
 
     # --- tensors -------------------------------------------------------------------------------------------------
 
@@ -373,8 +379,8 @@ class _Recorder(TorchFunctionMode):
         number = self._count[path]
         self._count[path] += 1
         kind = type(module).__name__.removeprefix("Parametrized")
-        ops, inplace = tuple(frame.ops), bool(overwritten)
-        self._add(Step(0, kind, path, number, module, frame.values, outputs, params, ops, inplace))
+        ops, inplace, arguments = tuple(frame.ops), bool(overwritten), _arguments(args, kwargs)
+        self._add(Step(0, kind, path, number, module, frame.values, outputs, params, ops, inplace, arguments))
         self._leaf = None
         return result
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,7 +12,10 @@ from torch import nn
 from leanconv.contract import Edit, Refusal
 from leanconv.errors import Error
 
-__all__ = ["Rewritten", "rewrite"]
+__all__ = ["Replaced", "Rewritten", "put_back", "rewrite"]
+
+Replaced = Mapping[str, nn.Module]
+"""Module path -> the module that stood there before an edit."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,18 @@ class Rewritten:
         edits: carried out, in order.
         refusals: places where the technique did not act, with its reason.
         keys: state_dict name of the copy -> name in the original, for every entry that was kept or only renamed.
+        history: what stood where, one mapping per rewriting, this one the last; :func:`put_back` undoes with it. A
+            layer that an edit put into a container of its own is the very layer that learns on in the copy.
     """
 
     model: nn.Module
     edits: tuple[Edit, ...]
     refusals: tuple[Refusal, ...]
     keys: Mapping[str, str]
+    history: tuple[Replaced, ...] = ()
 
 
-def rewrite(model: nn.Module, proposals: Iterable[Edit | Refusal]) -> Rewritten:
+def rewrite(model: nn.Module, proposals: Iterable[Edit | Refusal], history: Sequence[Replaced] = ()) -> Rewritten:
     """Put the proposed modules into a copy of the network.
 
     The copy is made with one shared memo over model and edits, so weights that are tied between a layer that stays and
@@ -41,6 +47,7 @@ def rewrite(model: nn.Module, proposals: Iterable[Edit | Refusal]) -> Rewritten:
     Args:
         model: the network that the proposals were made for.
         proposals: what a verb of a technique returned.
+        history: of the rewritings that gave this network; copied along with it.
 
     Raises:
         Error: two edits want one path, or one wants a path inside another's; a path does not exist; a module stands
@@ -50,11 +57,32 @@ def rewrite(model: nn.Module, proposals: Iterable[Edit | Refusal]) -> Rewritten:
     edits = tuple(p for p in proposals if isinstance(p, Edit))
     refusals = tuple(p for p in proposals if isinstance(p, Refusal))
     _validate(model, edits)
-    new, puts = copy.deepcopy((model, [dict(edit.put) for edit in edits]))
+    new, puts, before = copy.deepcopy((model, [dict(edit.put) for edit in edits], [dict(one) for one in history]))
+    replaced: dict[str, nn.Module] = {}
     for put in puts:
         for path, module in put.items():
+            replaced[path] = new.get_submodule(path)
             new = _put(new, path, module)
-    return Rewritten(new, edits, refusals, _keys(model, new, edits))
+    return Rewritten(new, edits, refusals, _keys(model, new, edits), (*before, replaced))
+
+
+def put_back(model: nn.Module, history: Sequence[Replaced]) -> nn.Module:
+    """A copy of a rewritten network in which everything that was replaced stands where it stood.
+
+    Args:
+        model: what the rewritings gave, trained since or not.
+        history: of the last :class:`Rewritten`.
+
+    Raises:
+        Error: the network has no such paths.
+    """
+    new, replaced = copy.deepcopy((model, [dict(one) for one in history]))
+    for one in reversed(replaced):
+        for path, module in one.items():
+            if path.rpartition(".")[0] not in dict(new.named_modules(remove_duplicate=False)):
+                raise Error(f"undo: the network must have the paths that were edited, got none at {path!r}")
+            new = _put(new, path, module)
+    return new
 
 
 def _validate(model: nn.Module, edits: tuple[Edit, ...]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from leanconv.errors import Error
 
+__all__ = ["configure", "run", "setting", "sizes"]
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -43,10 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         Error: no such network or option; a shape that is none, or does not fit.
     """
-    options = dict(_setting(text) for text in arguments.set)
+    options = dict(setting(text) for text in arguments.set)
     if arguments.width is not None:
         options["width"] = _value(arguments.width)
-    shape = (*_sizes("--batch", arguments.batch, 1), *_sizes("--input", arguments.input, 3))
+    shape = (*sizes("--batch", arguments.batch, 1), *sizes("--input", arguments.input, 3))
 
     from leanconv import models
     from leanconv.accounting import cost
@@ -83,7 +85,12 @@ def _build(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> nn.Mod
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _sizes(name: str, text: str, count: int) -> tuple[int, ...]:
+def sizes(name: str, text: str, count: int) -> tuple[int, ...]:
+    """Integers from 1, separated by commas.
+
+    Raises:
+        Error: other ones, or another number of them.
+    """
     try:
         sizes = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -94,7 +101,12 @@ def _sizes(name: str, text: str, count: int) -> tuple[int, ...]:
     return sizes
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as in JSON or else the text itself.
+
+    Raises:
+        Error: it has another form.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise Error(f"--set must be KEY=VALUE such as width=0.5, got {text!r}")

@@ -16,8 +16,10 @@ from leanconv.measure.moments import moments as moments
 from leanconv.measure.moments import shift as shift
 from leanconv.measure.outputs import Gap as Gap
 from leanconv.measure.outputs import OutputDifference as OutputDifference
+from leanconv.measure.outputs import compared as compared
 from leanconv.measure.outputs import gap as gap
 from leanconv.measure.outputs import output_difference as output_difference
+from leanconv.measure.outputs import outputs as outputs
 from leanconv.measure.quality import Tally as Tally
 from leanconv.measure.quality import classify as classify
 from leanconv.measure.quality import classify_together as classify_together

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from leanconv.graph import evaluating
 from leanconv.measure.quality import score
 from leanconv.results import Difference, Score, difference
 
-__all__ = ["Gap", "OutputDifference", "gap", "output_difference"]
+__all__ = ["Gap", "OutputDifference", "compared", "gap", "output_difference", "outputs"]
 
 Example = Tensor | tuple[Tensor, ...]
 
@@ -61,11 +62,19 @@ def output_difference(a: nn.Module, b: nn.Module, probe: Example) -> OutputDiffe
     Raises:
         Error: the outputs differ in number or shape.
     """
-    first, second = _outputs(a, probe), _outputs(b, probe)
-    shapes = [[tuple(t.shape) for t in outputs] for outputs in (first, second)]
+    return compared(outputs(a, probe), outputs(b, probe))
+
+
+def compared(first: Sequence[Tensor], second: Sequence[Tensor]) -> OutputDifference:
+    """:func:`output_difference` of outputs that are there already.
+
+    Raises:
+        Error: they differ in number or shape.
+    """
+    shapes = [[tuple(t.shape) for t in one] for one in (first, second)]
     if shapes[0] != shapes[1] or not first:
         raise Error(f"output_difference: outputs must have the same shapes, got {shapes[0]} and {shapes[1]}")
-    left, right = (torch.cat([t.double().reshape(-1) for t in outputs]) for outputs in (first, second))
+    left, right = (torch.cat([t.double().reshape(-1) for t in one]) for one in (first, second))
     # Equal infinities are equal: inf - inf would say nan.
     apart = torch.where(left == right, torch.zeros_like(left), (left - right).abs())
     if not apart.numel():
@@ -92,7 +101,13 @@ def gap(model: nn.Module, data: DataSet, held_out: str = "val", size: int = 256)
     return Gap(train, other, difference(train, other))
 
 
-def _outputs(model: nn.Module, probe: Example) -> list[Tensor]:
+def outputs(model: nn.Module, probe: Example) -> list[Tensor]:
+    """What a network gives in eval mode, its tensors in order.
+
+    Args:
+        model: any module.
+        probe: (N, C, ...), or a tuple of inputs.
+    """
     with evaluating(model):
         given = model(*probe) if isinstance(probe, tuple) else model(probe)
         return [t.detach().clone() for t in tree_leaves(given) if isinstance(t, Tensor)]

@@ -38,6 +38,8 @@ class Header:
         mean, std: per channel, of pixels scaled to 0..1; an input is ``(pixels - mean) / std``.
         samples: n, the number of training images.
         fingerprint: of the data set.
+        surgery: what was done to the network after it was built, as ``leanconv.surgery.Plan.to_dict`` gives it; None:
+            nothing.
     """
 
     recipe: dict[str, Any]
@@ -47,6 +49,7 @@ class Header:
     std: tuple[float, ...]
     samples: int
     fingerprint: str
+    surgery: dict[str, Any] | None = None
 
     def built_from(self) -> Recipe:
         """The recipe as an object."""

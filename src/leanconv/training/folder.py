@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from leanconv import results
+from leanconv import results, surgery
 from leanconv.errors import Error
 from leanconv.training import checkpoint
 from leanconv.training.build import build
@@ -60,7 +61,11 @@ class Run:
             Error: the weights are missing, damaged, or do not fit what the recipe builds.
         """
         state, header = self._loaded
-        model = build(header.built_from(), header.shape, len(header.classes), header.samples).model
+        built = build(header.built_from(), header.shape, len(header.classes), header.samples)
+        model = built.model
+        if header.surgery is not None:
+            model = surgery.replay(model, surgery.Plan.from_dict(header.surgery), built.example)
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
             model.load_state_dict(state)
         except RuntimeError as error:

@@ -144,6 +144,30 @@ def test_shared_activations_and_skip_connections() -> None:
     ]
 
 
+class _Joins(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(x + y)
+
+
+class _Joined(nn.Module):
+    """Layers that take more than one tensor, which nn.Sequential could not pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.join = nn.Conv2d(3, 4, 3), _Joins()
+        self.up, self.flat, self.head = nn.ConvTranspose2d(4, 4, 3), nn.Flatten(), nn.Linear(256, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.head(torch.flatten(self.up(self.join(y, 2 * y), output_size=[8, 8]), 1))
+
+
+@pytest.mark.parametrize("where", ["all", "head"])
+def test_layers_that_take_more_than_one_tensor_are_not_wrapped(where: str) -> None:
+    applied = _apply(_Joined(), CNN_INPUT, where=where)
+    assert _dropouts(applied) == ["head.0:Dropout"]
+
+
 def test_never_straight_before_a_norm_or_a_sum() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)

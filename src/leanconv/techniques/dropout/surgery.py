@@ -182,8 +182,8 @@ def _insert(graph: Graph, place: _Place, layer: Dropout) -> Edit | Refusal:
     """Wrap the layer that makes the value, or the only one that reads it; one without state if there is a choice."""
     made, readers_ = graph.producer(place.value), graph.consumers(place.value)
     sides = [(made, True)] if made is not None and len(made.outputs) == 1 else []
-    sides += [(readers_[0], False)] if len(readers_) == 1 and len(readers_[0].inputs) == 1 else []
-    fit = [(s, after) for s, after in sides if s is not None and _wrappable(graph, s)]
+    sides += [(readers_[0], False)] if len(readers_) == 1 else []
+    fit = [(s, after) for s, after in sides if _wrappable(graph, s)]
     if not fit:
         return Refusal(
             place.path, "functions and layers that are called several times stand around it: none can be wrapped"
@@ -194,7 +194,9 @@ def _insert(graph: Graph, place: _Place, layer: Dropout) -> Edit | Refusal:
 
 
 def _wrappable(graph: Graph, step: Step) -> bool:
-    return step.module is not None and bool(step.path) and len(graph.calls(step.path)) == 1
+    """A layer that is called once, with one tensor and nothing else: what nn.Sequential passes on."""
+    alone = len(step.inputs) == 1 and not step.arguments
+    return alone and step.module is not None and bool(step.path) and len(graph.calls(step.path)) == 1
 
 
 def _state(step: Step) -> list[str]:

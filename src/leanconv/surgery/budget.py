@@ -1,0 +1,223 @@
+"""Which rank each layer gets, so that the network keeps a budget and loses least."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from leanconv import accounting, measure
+from leanconv.contract import Context, Refusal
+from leanconv.errors import Error
+from leanconv.surgery import separating
+from leanconv.techniques import separable
+from leanconv.techniques.separable import Option
+
+__all__ = ["UNITS", "Budget", "Chosen", "choose"]
+
+UNITS = ("macs", "params", "latency")
+TURNS = 9
+_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the whole network may cost.
+
+    Attributes:
+        unit: one of :data:`UNITS`: multiply-adds or parameters of one image, or milliseconds of the example here.
+        amount: at most 1: a share of what it costs now; above: an amount.
+    """
+
+    unit: str
+    amount: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """``macs=0.33``, ``params=200000``, ``latency=0.5``, ``latency=2ms``.
+
+        Raises:
+            Error: another form.
+        """
+        unit, _, amount = text.partition("=")
+        milliseconds = unit == "latency" and amount.endswith("ms")
+        try:
+            value = float(amount.removesuffix("ms") if milliseconds else amount)
+        except ValueError:
+            value = math.nan
+        if unit not in UNITS or not value > 0 or not math.isfinite(value):
+            raise Error(f"separate: the budget must be such as macs=0.33, params=200000 or latency=2ms, got {text!r}")
+        return cls(unit, -value if milliseconds and value <= 1 else value)
+
+    def limit(self, whole: float) -> float:
+        """In units of ``whole``, what the network costs now."""
+        if self.amount < 0:  # milliseconds below one
+            return -self.amount
+        return self.amount * whole if self.amount <= 1 else self.amount
+
+    def told(self, cost: float, whole: float) -> str:
+        """A cost as the budget would be given."""
+        return f"{self.unit}={cost / whole:.3f}" if 0 < self.amount <= 1 else f"{self.unit}={cost:.4g}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Ranks under a budget.
+
+    Attributes:
+        ranks: path -> depth multiplier, of the layers that become separable.
+        curves: path -> rank -> relative error of the layer, as predicted.
+        refusals: layers that stay, and why.
+        cost: of the network, as predicted, in the budget's unit.
+        limit: that was to be kept.
+    """
+
+    ranks: dict[str, int]
+    curves: dict[str, dict[int, float]]
+    refusals: tuple[Refusal, ...]
+    cost: float
+    limit: float
+
+
+def choose(
+    ctx: Context, budget: Budget, calibrated: bool, method: str, told: Callable[[str], None] | None = None
+) -> Chosen:
+    """Ranks that keep the budget with the least predicted damage to the network's outputs.
+
+    The damage of a layer at a rank is its squared relative error, times how far a conversion of this layer alone
+    moves the outputs of the network, measured once for each layer.
+
+    Args:
+        ctx: with graph, batches and probe.
+        budget: of the whole network.
+        calibrated: the batches are real images; else errors are those of the weights, and all layers count alike.
+        method: one of ``separating.METHODS``.
+        told: called with a word for each layer.
+
+    Raises:
+        Error: the budget cannot be kept; the nearest possible one is named.
+    """
+    assert ctx.graph is not None
+    assert ctx.probe is not None
+    found, refusals = separable.candidates(ctx.model)
+    paths = separating.order(ctx.graph, list(found))
+    refusals += [Refusal(path, "it did not run on the example") for path in found if path not in paths]
+    whole, costs = _costs(ctx, budget.unit, paths)
+    limit = budget.limit(whole)
+    if limit >= whole or not paths:
+        return Chosen({}, {}, tuple(refusals), whole, limit)
+    other = whole - sum(costs[path][None] for path in paths)
+    least = other + sum(min(costs[path].values()) for path in paths)
+    if limit < least:
+        nearest = budget.told(math.ceil(1e3 * least / whole) / 1e3 * whole, whole)
+        got = budget.told(limit, whole)
+        raise Error(f"separate: the budget must be at least {nearest}, every layer at its cheapest, got {got}")
+    curves, options = {}, {}
+    for number, path in enumerate(paths, 1):
+        if told is not None:
+            told(f"{number} of {len(paths)}: {path}")
+        curves[path], weight = _curve(ctx, path, found[path], calibrated and method == "outputs")
+        options[path] = [Option(None, costs[path][None], 0.0)] + [
+            Option(rank, costs[path][rank], weight * error**2) for rank, error in curves[path].items()
+        ]
+        if min(costs[path], key=lambda rank: costs[path][rank]) is None:
+            what = "slower here" if budget.unit == "latency" else "no cheaper"
+            refusals.append(Refusal(path, f"a separable layer in its place is {what}"))
+    picked = separable.choose(options, limit - other)
+    ranks = {path: rank for path, rank in picked.items() if rank is not None}
+    return Chosen(ranks, curves, tuple(refusals), other + sum(costs[path][picked[path]] for path in paths), limit)
+
+
+def _costs(ctx: Context, unit: str, paths: list[str]) -> tuple[float, dict[str, dict[int | None, float]]]:
+    """Of the whole network, and of each layer dense (None) and at each rank."""
+    if unit == "latency":
+        return _latencies(ctx, paths)
+    assert ctx.graph is not None
+    total = accounting.cost(ctx.model, ctx.probe[:1]).total  # type: ignore[index]
+    found: dict[str, dict[int | None, float]] = {}
+    for path in paths:
+        conv: Any = ctx.model.get_submodule(path)
+        kernel, group = math.prod(conv.kernel_size), conv.out_channels // conv.groups
+        calls = ctx.graph.calls(path)
+        positions = sum(math.prod(ctx.graph.shape(call.outputs[0])[2:]) for call in calls) if unit == "macs" else 1
+        found[path] = {None: float(conv.weight.numel() * positions)}
+        for rank in range(1, min(kernel, group) + 1):
+            found[path][rank] = float(conv.in_channels * rank * (kernel + group) * positions)
+    return float(total.macs if unit == "macs" else total.params), found
+
+
+def _latencies(ctx: Context, paths: list[str]) -> tuple[float, dict[str, dict[int | None, float]]]:
+    """Milliseconds of the network, and of each layer alone on what it sees, dense and at each rank in turns."""
+    assert ctx.graph is not None
+    assert ctx.probe is not None
+    whole = measure.latency(ctx.model, ctx.probe).median
+    found: dict[str, dict[int | None, float]] = {}
+    for path in paths:
+        conv: Any = ctx.model.get_submodule(path)
+        seen = separating.inputs(ctx.model, path, ctx.probe, len(ctx.graph.calls(path)))
+        most = min(math.prod(conv.kernel_size), conv.out_channels // conv.groups)
+        contenders: dict[str, tuple[nn.Module, Any]] = {"dense": (conv, seen[0])}
+        for rank in range(1, most + 1):
+            layer = separable.fitted_separable(conv, separable.separate_weights(conv, rank))
+            contenders[str(rank)] = (layer, seen[0])
+        times = measure.compare_latency(contenders, runs=TURNS, warmup=2).latencies
+        found[path] = {None: times["dense"].median * len(seen)}
+        found[path] |= {rank: times[str(rank)].median * len(seen) for rank in range(1, most + 1)}
+    return whole, found
+
+
+def _curve(ctx: Context, path: str, paths: list[str], aware: bool) -> tuple[dict[int, float], float]:
+    """Rank -> relative error, and how much of it reaches the outputs of the network."""
+    conv = ctx.model.get_submodule(path)
+    if not aware:
+        return separable.weight_curve(conv), 1.0
+    moments = separating.fitted_alone(ctx, path)
+    curve = separable.error_curve(conv, moments, bias="add")
+    tried = min(
+        (rank for rank, error in curve.items() if error > 1e-6), key=lambda r: abs(curve[r] - 0.3), default=None
+    )
+    if tried is None:
+        return curve, 0.0
+    layer = separable.fitted_separable(conv, separable.separate_outputs(conv, tried, moments, bias="add", rounds=2))
+    return curve, _reaches(ctx, paths, layer) / curve[tried] ** 2
+
+
+@torch.no_grad()
+def _reaches(ctx: Context, paths: list[str], layer: nn.Module) -> float:
+    """Squared relative difference of the network's outputs with another layer at these paths."""
+    changed = _with(ctx.model, paths, layer)
+    apart, spread, seen = 0.0, 0.0, 0
+    for batch in ctx.batches or ():
+        before, after = (torch.cat([t.double().flatten(1) for t in measure.outputs(m, batch)], 1)
+                         for m in (ctx.model, changed))  # fmt: skip
+        apart += float((after - before).square().sum())
+        spread += float((before - before.mean(0)).square().sum())
+        seen += len(batch)
+        if seen >= _IMAGES:
+            break
+    return apart / spread if spread > 0 else 0.0
+
+
+def _with(model: nn.Module, paths: list[str], layer: nn.Module) -> nn.Module:
+    """A shallow copy of the network, sharing all weights, with another layer at these paths."""
+    new = _shallow(model)
+    for path in paths:
+        parent = new
+        *names, leaf = path.split(".")
+        for name in names:
+            parent._modules[name] = _shallow(parent._modules[name])
+            parent = parent._modules[name]  # type: ignore[assignment]
+        parent._modules[leaf] = layer
+    return new
+
+
+def _shallow(module: nn.Module | None) -> nn.Module:
+    assert module is not None
+    made = copy.copy(module)
+    made.__dict__["_modules"] = dict(module._modules)
+    return made

@@ -1,12 +1,12 @@
 """A trained dense network made separable: accuracy against multiply-adds and latency, and what each way of it keeps.
 
-    python benchmarks/separation.py RUN DATA [--budgets 0.5 0.33 0.25 0.2 0.15] [--learn 0.33 0.2] [--epochs 2]
+    python benchmarks/separation.py RUN DATA [--budgets 0.5 0.3333 0.25 0.2] [--learn 0.2] [--epochs 2]
 
 RUN is the folder of a trained run, such as benchmarks/cifar10.py leaves in runs/cifar10-0; DATA the images that it was
 trained on. For each budget of multiply-adds of the whole network:
 
 - ``weights``: ranks and layers by truncated SVD of the weights, batch norm's statistics computed anew;
-- ``outputs``: ranks and layers by what the layers put out on 2,048 training images, statistics computed anew;
+- ``outputs``: ranks and layers by what the layers put out on 4,096 training images, statistics computed anew;
 - ``learned`` (budgets of --learn): the latter after some epochs of learning from the original network;
 - ``fresh`` (likewise): the same network with drawn weights in its separable layers, after the same learning.
 
@@ -30,15 +30,15 @@ from leanconv import nn as layers
 from leanconv.data import DataSet
 from leanconv.techniques.separable import SeparableConv2d
 
-CALIBRATION = 2048
+CALIBRATION = 4096
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?")
     parser.add_argument("data", nargs="?")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.33, 0.25, 0.2, 0.15])
-    parser.add_argument("--learn", type=float, nargs="*", default=[0.33, 0.2])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3333, 0.25, 0.2])
+    parser.add_argument("--learn", type=float, nargs="*", default=[0.2])
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.run is None or arguments.data is None:

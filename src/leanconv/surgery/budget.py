@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from leanconv import accounting, measure
 from leanconv.contract import Context, Refusal
@@ -22,7 +23,7 @@ __all__ = ["UNITS", "Budget", "Chosen", "choose"]
 
 UNITS = ("macs", "params", "latency")
 TURNS = 9
-_IMAGES = 256
+_IMAGES, _FEWEST, _AT_ONCE = 256, 16, 64
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,13 @@ def choose(
         got = budget.told(limit, whole)
         raise Error(f"separate: the budget must be at least {nearest}, every layer at its cheapest, got {got}")
     curves, options = {}, {}
+    aware = calibrated and method == "outputs"
+    seen = separating.Seen(ctx, paths) if aware else None
+    reached = _Reached(ctx) if aware else None
     for number, path in enumerate(paths, 1):
         if told is not None:
             told(f"{number} of {len(paths)}: {path}")
-        curves[path], weight = _curve(ctx, path, found[path], calibrated and method == "outputs")
+        curves[path], weight = _curve(ctx, path, found[path], seen, reached)
         options[path] = [Option(None, costs[path][None], 0.0)] + [
             Option(rank, costs[path][rank], weight * error**2) for rank, error in curves[path].items()
         ]
@@ -171,36 +175,60 @@ def _latencies(ctx: Context, paths: list[str]) -> tuple[float, dict[str, dict[in
     return whole, found
 
 
-def _curve(ctx: Context, path: str, paths: list[str], aware: bool) -> tuple[dict[int, float], float]:
+def _curve(
+    ctx: Context, path: str, paths: list[str], seen: separating.Seen | None, reached: _Reached | None
+) -> tuple[dict[int, float], float]:
     """Rank -> relative error, and how much of it reaches the outputs of the network."""
-    conv = ctx.model.get_submodule(path)
-    if not aware:
+    conv: Any = ctx.model.get_submodule(path)
+    if seen is None or reached is None:
         return separable.weight_curve(conv), 1.0
-    moments = separating.fitted_alone(ctx, path)
-    curve = separable.error_curve(conv, moments, bias="add")
-    tried = min(
-        (rank for rank, error in curve.items() if error > 1e-6), key=lambda r: abs(curve[r] - 0.3), default=None
-    )
-    if tried is None:
+    moments = seen.moments(path)
+    large = separating.large(conv)
+    most = min(math.prod(conv.kernel_size), conv.out_channels // conv.groups)
+    tried = [rank for rank in (1, 2, most) if rank <= most] if large else list(range(1, most + 1))
+    rounds = 0 if large else 2
+    weights = separating.importance(ctx, path)
+    errors = separable.error_curve(conv, moments, tried, bias="add", importance=weights, rounds=rounds)
+    curve = _filled(errors, most)
+    lossy = [rank for rank in tried if curve[rank] > 1e-6]
+    if not lossy:
         return curve, 0.0
-    layer = separable.fitted_separable(conv, separable.separate_outputs(conv, tried, moments, bias="add", rounds=2))
-    return curve, _reaches(ctx, paths, layer) / curve[tried] ** 2
+    rank = min(lossy, key=lambda r: abs(curve[r] - 0.3))
+    fitted = separable.separate_outputs(conv, rank, moments, bias="add", importance=weights, rounds=rounds)
+    return curve, reached.by(paths, separable.fitted_separable(conv, fitted)) / curve[rank] ** 2
 
 
-@torch.no_grad()
-def _reaches(ctx: Context, paths: list[str], layer: nn.Module) -> float:
-    """Squared relative difference of the network's outputs with another layer at these paths."""
-    changed = _with(ctx.model, paths, layer)
-    apart, spread, seen = 0.0, 0.0, 0
-    for batch in ctx.batches or ():
-        before, after = (torch.cat([t.double().flatten(1) for t in measure.outputs(m, batch)], 1)
-                         for m in (ctx.model, changed))  # fmt: skip
-        apart += float((after - before).square().sum())
-        spread += float((before - before.mean(0)).square().sum())
-        seen += len(batch)
-        if seen >= _IMAGES:
-            break
-    return apart / spread if spread > 0 else 0.0
+def _filled(curve: dict[int, float], most: int) -> dict[int, float]:
+    """The ranks between those that were tried, their errors geometrically between the two."""
+    known = sorted(curve)
+    filled = {}
+    for low, high in itertools.pairwise([*known, known[-1]]):
+        for rank in range(low, max(high, low + 1)):
+            share = (rank - low) / max(high - low, 1)
+            ends = (max(curve[low], 1e-7), max(curve[high], 1e-7))
+            filled[rank] = curve[rank] if rank in curve else ends[0] ** (1 - share) * ends[1] ** share
+    return {rank: filled[rank] for rank in range(1, most + 1)}
+
+
+class _Reached:
+    """How far a change of a layer moves the outputs of the network, on some of the calibration images."""
+
+    def __init__(self, ctx: Context) -> None:
+        batches = list(ctx.batches or ())
+        wanted = min(_IMAGES, max(_FEWEST, sum(map(len, batches)) // 4))
+        self._model = ctx.model
+        self._x = torch.cat([batch[:wanted] for batch in batches])[:wanted]
+        self._before = self._outputs(ctx.model)
+        self._spread = float((self._before - self._before.mean(0)).square().sum())
+
+    def by(self, paths: list[str], layer: nn.Module) -> float:
+        """Squared relative difference of the outputs with another layer at these paths."""
+        apart = float((self._outputs(_with(self._model, paths, layer)) - self._before).square().sum())
+        return apart / self._spread if self._spread > 0 else 0.0
+
+    def _outputs(self, model: nn.Module) -> Tensor:
+        parts = [measure.outputs(model, x) for x in torch.split(self._x, _AT_ONCE)]
+        return torch.cat([torch.cat([t.double().flatten(1) for t in part], 1) for part in parts])
 
 
 def _with(model: nn.Module, paths: list[str], layer: nn.Module) -> nn.Module:

@@ -18,9 +18,17 @@ from leanconv.graph import Graph, evaluating
 from leanconv.surgery.plan import Step
 from leanconv.techniques import batchnorm, separable
 from leanconv.techniques.separable import Fitted, PatchMoments
+from leanconv.techniques.separable.patches import enough
 
-__all__ = ["METHODS", "fitted_alone", "inputs", "order", "propose"]
+__all__ = ["METHODS", "Seen", "importance", "inputs", "large", "order", "propose"]
 
+LARGE = 1536
+"""Numbers in a patch above which a fit takes seconds."""
+KEPT = 1 << 29
+"""Bytes of layers' inputs that are kept between passes."""
+MANY = 4
+"""Times the patches that a prediction is made from: what a layer is fitted to in the end."""
+ROUNDS, ROUNDS_OF_LARGE = 10, 1
 METHODS = ("outputs", "weights")
 """Fit what a layer puts out on the calibration images, or its weights (truncated SVD)."""
 
@@ -59,6 +67,11 @@ def order(graph: Graph, paths: Sequence[str]) -> list[str]:
     return sorted(first, key=lambda path: first[path])
 
 
+def large(conv: Any) -> bool:
+    """Whether the moments of a layer's patches are so large that fits have to be few."""
+    return bool(math.prod(conv.kernel_size) * conv.in_channels // conv.groups > LARGE)
+
+
 class _Enough(Exception):
     """All calls of the layer were seen."""
 
@@ -89,35 +102,80 @@ def inputs(model: nn.Module, path: str, batch: Tensor, calls: int) -> list[Tenso
     return seen
 
 
-def fitted_alone(ctx: Context, path: str) -> PatchMoments:
-    """The moments of a layer in the network as it is."""
-    assert ctx.graph is not None
-    return _moments(ctx, path, None)
+class Seen:
+    """What layers see in the network as it is: kept from one pass where that is little, else looked at when asked for.
 
+    Args:
+        ctx: with graph and batches.
+        paths: of the layers.
+    """
 
-def _moments(ctx: Context, path: str, work: nn.Module | None) -> PatchMoments:
-    """Of what the layer sees in ``work``, paired with what it saw in the network; of the latter alone without."""
-    assert ctx.graph is not None
-    batches, calls = list(ctx.batches or ()), len(ctx.graph.calls(path))
-    moments = PatchMoments(ctx.model.get_submodule(path), calls=len(batches) * calls, seed=ctx.seed)
-    for batch in batches:
-        before = inputs(ctx.model, path, batch, calls)
-        now = before if work is None else inputs(work, path, batch, calls)
-        for x, reference in zip(now, before, strict=True):
-            moments.add(x, None if work is None else reference)
-    return moments
+    def __init__(self, ctx: Context, paths: Sequence[str]) -> None:
+        assert ctx.graph is not None
+        self._ctx = ctx
+        self.batches: list[Tensor] = list(ctx.batches or ())
+        self._calls = {path: len(ctx.graph.calls(path)) for path in paths}
+        shapes = [ctx.graph.shape(call.inputs[0]) for path in paths for call in ctx.graph.calls(path)]
+        each = 4 * sum(math.prod(shape[1:]) for shape in shapes)
+        self._kept = self._pass() if each * sum(map(len, self.batches)) <= KEPT else None
+
+    def of(self, path: str, number: int) -> list[Tensor]:
+        """Of a layer, call by call, in the batch of that number."""
+        if self._kept is not None:
+            return self._kept[path][number]
+        return inputs(self._ctx.model, path, self.batches[number], self._calls[path])
+
+    def moments(self, path: str, work: nn.Module | None = None) -> PatchMoments:
+        """Of what the layer sees in ``work``, paired with what it saw in the network; of the latter alone without."""
+        conv, calls = self._ctx.model.get_submodule(path), self._calls[path]
+        patches = enough(conv) if work is None or large(conv) else MANY * enough(conv)
+        moments = PatchMoments(conv, calls=len(self.batches) * calls, patches=patches, seed=self._ctx.seed)
+        for number, batch in enumerate(self.batches):
+            before = self.of(path, number)
+            now = before if work is None else inputs(work, path, batch, calls)
+            for x, reference in zip(now, before, strict=True):
+                moments.add(x, None if work is None else reference)
+        return moments
+
+    @torch.no_grad()
+    def _pass(self) -> dict[str, list[list[Tensor]]]:
+        kept: dict[str, list[list[Tensor]]] = {path: [[] for _ in self.batches] for path in self._calls}
+        with evaluating(self._ctx.model):
+            for number, batch in enumerate(self.batches):
+                # Copies: what runs later may overwrite them.
+                handles = [
+                    self._ctx.model.get_submodule(path).register_forward_pre_hook(
+                        lambda module, args, into=kept[path][number]: into.append(args[0].detach().clone())
+                    )
+                    for path in self._calls
+                ]
+                try:
+                    self._ctx.model(batch)
+                finally:
+                    for handle in handles:
+                        handle.remove()
+        return kept
 
 
 def _fitted(ctx: Context, ranks: dict[str, int], found: dict[str, list[str]]) -> Iterator[tuple[str, Fitted]]:
     """Each layer's weights, fitted in the network in which all layers before it are converted."""
     assert ctx.graph is not None
     work: nn.Module = copy.deepcopy(ctx.model)
-    changed = False
-    for path in order(ctx.graph, list(ranks)):
+    paths = order(ctx.graph, list(ranks))
+    seen, changed = Seen(ctx, paths), False
+    for path in paths:
         conv = ctx.model.get_submodule(path)
-        moments = _moments(ctx, path, work if changed else None)
+        moments = seen.moments(path, work if changed else None)
         adds = conv.bias is not None or _norm_after(ctx.graph, path) is not None
-        fitted = separable.separate_outputs(conv, ranks[path], moments, bias="add" if adds else "keep")
+        rounds = ROUNDS_OF_LARGE if large(conv) else ROUNDS
+        fitted = separable.separate_outputs(
+            conv,
+            ranks[path],
+            moments,
+            bias="add" if adds else "keep",
+            importance=importance(ctx, path),
+            rounds=rounds,
+        )
         layer = separable.fitted_separable(conv, fitted)
         for alias in found[path]:
             parent, _, leaf = alias.rpartition(".")
@@ -160,6 +218,22 @@ def _edit(ctx: Context, path: str, paths: list[str], fitted: Fitted, aware: bool
     )
     exact = rank >= min(math.prod(conv.kernel_size), conv.out_channels // conv.groups)
     return Edit({**dict.fromkeys(paths, layer), **put}, why, "exact" if exact else "approximate", keys)
+
+
+def importance(ctx: Context, path: str) -> Tensor | None:
+    """How much the errors of a layer's outputs count: as what follows sees them, ``gamma^2 / (var + eps)``.
+
+    None where no batch norm alone reads them.
+    """
+    assert ctx.graph is not None
+    found = _norm_after(ctx.graph, path)
+    if found is None:
+        return None
+    norm: Any = ctx.model.get_submodule(found)
+    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight.detach()
+    weights = gamma.double() ** 2 / (norm.running_var.double() + norm.eps)
+    usable = bool(weights.isfinite().all()) and float(weights.sum()) > 0
+    return weights if usable else None
 
 
 def _norm_after(graph: Graph, path: str) -> str | None:

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3333, 0.25, 0.2])
     parser.add_argument("--learn", type=float, nargs="*", default=[0.2])
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=0.1, help="of learning")
     arguments = parser.parse_args()
     if arguments.run is None or arguments.data is None:
         print("separation: left out, it needs RUN and DATA (python benchmarks/separation.py --help)")
@@ -63,7 +64,7 @@ def main() -> None:
         if budget in arguments.learn:
             for name, student in (("learned", copy.deepcopy(lean)), ("fresh", _fresh(lean, _batches(images)))):
                 start = time.perf_counter()
-                surgery.distil(student, run.model, images, surgery.Distil(epochs=arguments.epochs))
+                surgery.distil(student, run.model, images, surgery.Distil(epochs=arguments.epochs, lr=arguments.lr))
                 layers.precise_statistics(student, _batches(images))
                 rows.append(
                     _row(f"{name} {budget:g}", budget, student, images, header.shape, time.perf_counter() - start)
@@ -72,7 +73,13 @@ def main() -> None:
     times = measure.compare_latency({name: (net, x) for name, net in networks.items()}, runs=60)
     for name, found in times.latencies.items():
         next(row for row in rows if row["name"] == name)["ms"] = round(found.median, 4)
-    record = {"run": run.record.digest, "epochs": arguments.epochs, "calibration": CALIBRATION, "rows": rows}
+    record = {
+        "run": run.record.digest,
+        "epochs": arguments.epochs,
+        "lr": arguments.lr,
+        "calibration": CALIBRATION,
+        "rows": rows,
+    }
     print(bench.crowded() or "", bench.write("separation", record))
 
 

@@ -34,9 +34,9 @@ class Distil:
     """
 
     epochs: int = 2
-    lr: float = 0.02
-    batch: int = 128
-    temperature: float = 2.0
+    lr: float = 0.05
+    batch: int = 64
+    temperature: float = 4.0
     momentum: float = 0.9
     augment: str = "auto"
     clip: float = 5.0

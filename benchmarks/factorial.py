@@ -50,7 +50,7 @@ def main() -> None:
         place.mkdir(parents=True, exist_ok=True)
         images = place / "cifar10-5000.npz"
         if not images.exists():
-            _subset(arguments.data, images)
+            subset(arguments.data, images)
         what = (
             ["--resume", NAME] if arguments.resume else [str(images), "--name", NAME, "--seeds", str(arguments.seeds)]
         )
@@ -64,7 +64,8 @@ def main() -> None:
     print(bench.crowded() or "", bench.write("factorial", took))
 
 
-def _subset(source: str, file: Path) -> None:
+def subset(source: str, file: Path) -> None:
+    """500 training images and 200 test images of each class, as an archive."""
     whole = data.load(source)
     arrays: dict[str, Any] = {"classes": np.array(whole.classes)}
     for split, each in (("train", 500), ("test", 200)):

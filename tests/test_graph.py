@@ -189,6 +189,29 @@ def test_buffers_that_change_in_eval_are_put_back() -> None:
     assert model.calls == 0
 
 
+class SamePadding(nn.Conv2d):
+    """As EfficientNet-Lite's: the padding is a module of its own inside the convolution."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.static_padding = nn.ZeroPad2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.static_padding(x), self.weight, self.bias)
+
+
+def test_a_convolution_that_holds_its_padding_is_one_step() -> None:
+    graph = record(nn.Sequential(SamePadding(), nn.ReLU()), torch.ones(1, 3, 4, 4))
+    assert kinds(graph) == ["SamePadding", "ReLU"]
+    assert graph.calls("0")[0].ops == ("pad", "conv2d")
+    bare = SamePadding()
+    bare.static_padding = type("Identity", (nn.Module,), {"forward": lambda self, x: x})()
+    assert kinds(record(nn.Sequential(bare), torch.ones(1, 3, 4, 4))) == ["SamePadding"]
+    holder = SamePadding()
+    holder.norm = nn.BatchNorm2d(4)  # a child that computes is a step, so its parent is none
+    assert kinds(record(nn.Sequential(holder), torch.ones(1, 3, 4, 4))) == ["ZeroPad2d", "conv2d"]
+
+
 def test_what_a_layer_is_called_with_besides_tensors() -> None:
     class Up(nn.Module):
         def __init__(self) -> None:

@@ -15,12 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.padding import _CircularPadNd, _ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from leanconv.errors import Error
 
 __all__ = ["Graph", "Step", "evaluating", "is_leaf", "record"]
+
+PADDING = (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,16 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module counts as one step: it has no child modules (parametrizations do not count)."""
-    return all(name == "parametrizations" for name, _ in module.named_children())
+    """Whether a module counts as one step: it has no child modules, but for parametrizations and a convolution's padding.
+
+    Convolutions that pad as TensorFlow does hold their padding as a module, or an Identity of their own.
+    """
+    pads = isinstance(module, _ConvNd)
+    return all(name == "parametrizations" or (pads and _is_padding(child)) for name, child in module.named_children())
+
+
+def _is_padding(module: nn.Module) -> bool:
+    return isinstance(module, PADDING) or type(module).__name__ == "Identity"
 
 
 @contextlib.contextmanager

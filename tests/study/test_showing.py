@@ -115,7 +115,7 @@ def test_the_page_in_a_browser(tmp_path: Path, browser: Any, width: int) -> None
     point = page.locator("#effects-test .scatterlayer .point").first.bounding_box()
     page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
     page.wait_for_selector("#effects-test .hoverlayer .hovertext")
-    assert "p after Holm" in page.locator("#effects-test .hoverlayer").inner_text()
+    assert "p after Holm" in (page.locator("#effects-test .hoverlayer").text_content() or "")
     page.emulate_media(media="print")
     assert not page.locator("#study-csv").is_visible()
     assert page.locator("#study-runs tbody tr").first.is_visible()

@@ -447,6 +447,17 @@ def test_standardised_weights_are_no_batch_norm() -> None:
     assert "0 (Weights) does more than its convolution" in reasons(batchnorm.fold(context(model, x)))
 
 
+class Masked(nn.Conv2d):
+    """Convolves with part of its weights, as networks with random connections do."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 4, 3)
+        self.register_buffer("mask", (torch.arange(108) % 3 > 0).view(4, 3, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight.mul(self.mask), self.bias)
+
+
 class NoBias(nn.Conv2d):
     """Knows no bias: what a fold puts there is never added."""
 
@@ -464,6 +475,7 @@ class Padding(nn.Conv2d):
 
 def test_a_forward_of_its_own_is_tried() -> None:
     x = image(size=8)
+    check_fold(settled(nn.Sequential(Masked(), BatchNorm2d(4)), x), x)
     model = settled(nn.Sequential(NoBias(3, 4, 3, bias=False), BatchNorm2d(4)), x)
     assert "0 (NoBias) does more than its convolution" in reasons(batchnorm.fold(context(model, x)))
     check_fold(settled(nn.Sequential(Padding(3, 4, 2, stride=2), BatchNorm2d(4)), x), x)
@@ -480,13 +492,20 @@ class Octave(nn.Conv2d):
         return z[:, :2], z[:, 2:]
 
 
+class Tuple(nn.Conv2d):
+    """Called alone, as a trial does, it gives no tensor but a tuple."""
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, None]:
+        y = F.conv2d(x, self.weight, self.bias)
+        return y if x.shape[0] > 2 else (y, None)
+
+
 def test_layers_of_several_tensors_are_refused() -> None:
     x = image()
     model = Net(lambda m, x: m.norm(m.conv(x)[0]), conv=Octave(3, 4, 3), norm=BatchNorm2d(2)).double().eval()
     assert "does not map one tensor to one" in reasons(batchnorm.fold(context(model, x)))
-    model = Net(lambda m, x: F.relu(m.conv(x)[0]), conv=Octave(3, 4, 3)).double()
-    proposals = batchnorm.apply(context(model, x), batchnorm.Options(init="fresh"))
-    assert "conv takes or gives more than one tensor" in reasons(proposals)
+    single = Net(lambda m, x: m.norm(m.conv(x)), conv=Tuple(3, 4, 3), norm=BatchNorm2d(4)).double().eval()
+    assert "conv (Tuple) does more than its convolution" in reasons(batchnorm.fold(context(single, x)))
     model = Net(
         lambda m, x: F.relu(m.conv(x, output_size=[17, 17])), conv=nn.ConvTranspose2d(3, 4, 3, stride=2)
     ).double()

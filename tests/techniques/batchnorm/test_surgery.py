@@ -121,6 +121,18 @@ def test_activations_of_other_libraries(act: nn.Module, count: int) -> None:
     assert not edits(batchnorm.apply(context(gate, image()), Options(init="fresh")))
 
 
+def test_a_network_may_still_read_what_the_layer_is() -> None:
+    """transformers' MobileNets pad by the convolution's stride and kernel."""
+    model = Net(lambda m, x: F.relu(m.conv(x[..., :: m.conv.stride[0]])), conv=nn.Conv2d(3, 4, 1)).double().eval()
+    result = rewrite(model, batchnorm.apply(context(model, image(), [image()]), Options()))
+    assert len(result.edits) == 1
+    assert torch.allclose(result.model(image()), model(image()), rtol=1e-10)
+    normed = copy.deepcopy(result.model).conv
+    assert normed.out_channels == 4
+    with pytest.raises(AttributeError, match="no attribute 'depth'"):
+        normed.depth  # noqa: B018
+
+
 def test_linear_over_sequences_is_refused() -> None:
     model = nn.Sequential(nn.Linear(5, 5), nn.GELU())
     proposals = batchnorm.apply(context(model, torch.randn(2, 7, 5)), Options(init="fresh"))

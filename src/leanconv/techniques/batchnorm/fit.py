@@ -19,14 +19,15 @@ __all__ = ["after", "agrees", "before", "border", "functional", "hooked", "plain
 
 FREEZING = {_use_running, _put_back}
 FORWARDS = (BatchNorm.forward, TorchBatchNorm.forward, nn.SyncBatchNorm.forward)
-# What may run inside a layer whose forward is its own: it, padding, questions, and what only moves numbers. All is
-# linear in input, weight and bias, so that a trial on one random input tells whether the folded layer does the same
+# What may run inside a layer whose forward is its own: it, padding, questions, what only moves numbers, sums and
+# products. All make polynomials of the input, and two polynomials that agree on one random input are the same
 # (:func:`agrees`). Anything else could do what no trial shows.
 KNOWN_OPS = frozenset(
     {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "pad"}
     | {"shape", "size", "dim", "ndim", "dtype", "device", "stride", "numel", "is_contiguous", "contiguous"}
     | {"view", "reshape", "flatten", "movedim", "permute", "transpose", "squeeze", "unsqueeze", "expand", "view_as"}
     | {"stack", "cat", "unbind", "chunk", "split", "narrow", "__getitem__", "requires_grad", "to", "type", "is_cuda"}
+    | {"add", "sub", "mul", "neg"}
 )
 PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 PASSIVE_NAMES = frozenset({"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropBlock2d", "StochasticDepth"})
@@ -117,10 +118,10 @@ def _unfit_layer(graph: Graph, step: Step) -> str:
         return f"{path} is called {calls} times"
     if graph.hooked(path) or not isinstance(module._parameters.get("weight"), nn.Parameter):
         return f"{path} has hooks or parametrizations"
-    if not KNOWN_OPS.issuperset(step.ops) or step.inplace:
-        return f"{path} ({step.kind}) does more than its convolution or product"
     if len(step.inputs) != 1 or len(step.outputs) != 1:
         return f"{path} does not map one tensor to one"
+    if not KNOWN_OPS.issuperset(step.ops) or step.inplace:
+        return f"{path} ({step.kind}) does more than its convolution or product"
     name = shared(graph, step)
     return f"{name} is shared" if name is not None else ""
 
@@ -213,10 +214,10 @@ def agrees(layer: nn.Module, shape: tuple[int, ...], first: Affine | None, last:
     old = copy.deepcopy(layer).double().eval()
     try:
         want: Tensor = old(x if first is None else _act(first, x))
+        want = want if last is None else _act(last, want)
         got: Tensor = fused(old, first, last)[0](x)
     except Exception:  # it does not run alone, or not in float64
         return False
-    want = want if last is None else _act(last, want)
     return got.shape == want.shape and bool((got - want).abs().max() <= 1e-10 * want.abs().max())
 
 

@@ -16,7 +16,7 @@ from leanconv.techniques.batchnorm.options import Options
 from leanconv.techniques.batchnorm.places import CONVOLUTIONS, activations, back, channel_count, is_norm, own_activation
 from leanconv.techniques.batchnorm.statistics import Moments
 
-__all__ = ["Activation", "apply", "left_behind", "remove", "without_bias"]
+__all__ = ["Activation", "Normed", "apply", "left_behind", "remove", "without_bias"]
 
 NO_GRAPH = "a recorded execution shows who feeds whom: give an example input"
 GATES = frozenset({"sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_"})
@@ -34,6 +34,22 @@ class Activation(nn.Module):
         """function(x)."""
         y: Tensor = self.function(x)
         return y
+
+
+class Normed(nn.Sequential):
+    """A layer and the batch norm after it, at the layer's place: its attributes (``stride``) are found here too.
+
+    Networks that pad by themselves, as TensorFlow does, read them.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layers = self.__dict__.get("_modules")
+            if not layers or name.startswith("__"):
+                raise
+            return getattr(next(iter(layers.values())), name)
 
 
 def apply(ctx: Context, options: Options) -> list[Edit | Refusal]:
@@ -101,7 +117,7 @@ def _edit(graph: Graph, step: Step, options: Options, moments: Moments | None) -
     assert layer is not None
     norm = _norm(layer, len(graph.shape(step.outputs[0])), options, moments)
     first = layer if options.init == "keep" else without_bias(layer)
-    pair = nn.Sequential(first, norm)
+    pair = Normed(first, norm)
     pair.training = layer.training
     paths = graph.aliased(step.path) or (step.path,)
     entries = list(first.state_dict())

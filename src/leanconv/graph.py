@@ -158,7 +158,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module counts as one step: it has no child modules, but for parametrizations and a convolution's padding.
+    """Whether a module counts as one step: no child modules, but for parametrizations and a convolution's padding.
 
     Convolutions that pad as TensorFlow does hold their padding as a module, or an Identity of their own.
     """

@@ -49,7 +49,7 @@ def test_a_folded_run_is_a_run_that_answers_the_same(capsys: Capture) -> None:
     assert "run: runs/folded" in err
     assert torch.allclose(outputs("runs/a"), outputs("runs/folded"), rtol=1e-4, atol=1e-5)
     model = training.open_run("runs/folded").model
-    assert not any("Norm" in type(m).__name__ or "Dropout" in type(m).__name__ for m in model.modules())
+    assert not any("BatchNorm" in type(m).__name__ or "Dropout" in type(m).__name__ for m in model.modules())
     told = json.loads(Path("runs/folded/certificate.json").read_text())
     assert told["float64"]["relative"] <= 1e-10
     record = training.open_run("runs/folded").record

@@ -259,19 +259,28 @@ def certified(model: nn.Module, verb: Verb, example: Tensor) -> Outcome:
     left = any(isinstance(m, verb.gone) for m in exactly.model.modules())
     if verb.exact:
         outcome.relative64 = float((got - want).abs().max() / want.abs().max())
-        outcome.rule32 = _rule(model, verb, example, want)
+        outcome.rule32 = _rule(model, double, verb, example)
     kept = not verb.exact or ((outcome.relative64 or 0) <= 1e-10 and (outcome.rule32 or 0) <= 1)
     outcome.result = "worked" if finite and kept and not left else "failed"
     return outcome
 
 
-def _rule(model: nn.Module, verb: Verb, example: Tensor, want: Tensor) -> float:
-    """The error in float32 over what is allowed: twice torch's own, and 4 eps of the largest output."""
+def _rule(model: nn.Module, double: nn.Module, verb: Verb, example: Tensor) -> float:
+    """The error in float32 over what is allowed: twice torch's own, and 4 eps of the largest output.
+
+    Each the greatest over the batch at once and every image alone: torch sums in another order there, and the error of
+    one order says little (on one network the same images gave 6e-7 at once and 1.7e-6 alone).
+    """
     after = carried_out(model, verb.propose, example).model
     torchs = [model] if verb.twin is None else [model, carried_out(after, verb.twin, example).model]
-    error = max((outputs(m, example) - want).abs().max() for m in torchs)
-    allowed = 2 * error + 4 * torch.finfo(torch.float32).eps * want.abs().max()
-    return float((outputs(after, example) - want).abs().max() / allowed)
+    inputs = [example, *example.split(1)]
+    wants = [outputs(double, x.double()) for x in inputs]
+
+    def error(m: nn.Module) -> float:
+        return max(float((outputs(m, x) - want).abs().max()) for x, want in zip(inputs, wants, strict=True))
+
+    allowed = 2 * max(map(error, torchs)) + 4 * torch.finfo(torch.float32).eps * float(wants[0].abs().max())
+    return error(after) / allowed
 
 
 def _kind(why: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from leanconv.contract import Edit, Refusal
 from leanconv.errors import Error
@@ -42,7 +42,8 @@ def rewrite(model: nn.Module, proposals: Iterable[Edit | Refusal], history: Sequ
     """Put the proposed modules into a copy of the network.
 
     The copy is made with one shared memo over model and edits, so weights that are tied between a layer that stays and
-    one that is new stay tied. The network itself is not touched. New modules keep the training mode they come in.
+    one that is new stay tied. The network itself is not touched. New modules keep the training mode they come in, and
+    tensors that only they have are taken over, not copied: proposals are carried out once.
 
     Args:
         model: the network that the proposals were made for.
@@ -57,7 +58,12 @@ def rewrite(model: nn.Module, proposals: Iterable[Edit | Refusal], history: Sequ
     edits = tuple(p for p in proposals if isinstance(p, Edit))
     refusals = tuple(p for p in proposals if isinstance(p, Refusal))
     _validate(model, edits)
-    new, puts, before = copy.deepcopy((model, [dict(edit.put) for edit in edits], [dict(one) for one in history]))
+    kept = [model, *(module for one in history for module in one.values())]
+    old = {id(t) for module in kept for t in _tensors(module)}
+    taken = {id(t): t for edit in edits for module in edit.put.values() for t in _tensors(module) if id(t) not in old}
+    new, puts, before = copy.deepcopy(
+        (model, [dict(edit.put) for edit in edits], [dict(one) for one in history]), taken
+    )
     replaced: dict[str, nn.Module] = {}
     for put in puts:
         for path, module in put.items():
@@ -83,6 +89,11 @@ def put_back(model: nn.Module, history: Sequence[Replaced]) -> nn.Module:
                 raise Error(f"undo: the network must have the paths that were edited, got none at {path!r}")
             new = _put(new, path, module)
     return new
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _validate(model: nn.Module, edits: tuple[Edit, ...]) -> None:

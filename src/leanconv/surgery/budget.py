@@ -17,12 +17,14 @@ from leanconv.contract import Context, Refusal
 from leanconv.errors import Error
 from leanconv.surgery import separating
 from leanconv.techniques import separable
-from leanconv.techniques.separable import Option
+from leanconv.techniques.separable import Fitted, Option
 
 __all__ = ["UNITS", "Budget", "Chosen", "choose"]
 
 UNITS = ("macs", "params", "latency")
 TURNS = 9
+NESTED = 3
+"""Ranks of a layer with large patches that are tried; between them and full rank errors are interpolated."""
 _IMAGES, _FEWEST, _AT_ONCE = 256, 16, 64
 
 
@@ -105,7 +107,7 @@ def choose(
     """
     assert ctx.graph is not None
     assert ctx.probe is not None
-    found, refusals = separable.candidates(ctx.model)
+    found, refusals = separable.candidates(ctx.model, separating.ANY)
     paths = separating.order(ctx.graph, list(found))
     refusals += [Refusal(path, "it did not run on the example") for path in found if path not in paths]
     whole, costs = _costs(ctx, budget.unit, paths)
@@ -182,20 +184,25 @@ def _curve(
     conv: Any = ctx.model.get_submodule(path)
     if seen is None or reached is None:
         return separable.weight_curve(conv), 1.0
-    moments = seen.moments(path)
-    large = separating.large(conv)
-    most = min(math.prod(conv.kernel_size), conv.out_channels // conv.groups)
-    tried = [rank for rank in (1, 2, most) if rank <= most] if large else list(range(1, most + 1))
-    rounds = 0 if large else 2
+    most = separating.full(conv)
     weights = separating.importance(ctx, path)
-    errors = separable.error_curve(conv, moments, tried, bias="add", importance=weights, rounds=rounds)
-    curve = _filled(errors, most)
-    lossy = [rank for rank in tried if curve[rank] > 1e-6]
+    fit: Callable[[int], Fitted]
+    if separating.large(conv):
+        features = seen.features(path, min(NESTED, most))
+        errors = {rank: features.fitted(rank, bias=True, importance=weights)[1] for rank in range(1, most)[:NESTED]}
+        fit = lambda rank: features.fitted(rank, bias=True)[0]  # noqa: E731
+    else:
+        moments = seen.moments(path)
+        errors = separable.error_curve(conv, moments, bias="add", importance=weights, rounds=2)
+        fit = lambda rank: separable.separate_outputs(  # noqa: E731
+            conv, rank, moments, bias="add", importance=weights, rounds=2
+        )
+    curve = _filled({**errors, most: 0.0} if most not in errors else errors, most)
+    lossy = [rank for rank in errors if curve[rank] > 1e-6]
     if not lossy:
         return curve, 0.0
     rank = min(lossy, key=lambda r: abs(curve[r] - 0.3))
-    fitted = separable.separate_outputs(conv, rank, moments, bias="add", importance=weights, rounds=rounds)
-    return curve, reached.by(paths, separable.fitted_separable(conv, fitted)) / curve[rank] ** 2
+    return curve, reached.by(paths, separable.fitted_separable(conv, fit(rank))) / curve[rank] ** 2
 
 
 def _filled(curve: dict[int, float], most: int) -> dict[int, float]:

@@ -88,8 +88,10 @@ def carry_out(
     done = staged(model, plan, example, setting.batches, setting.seed)
     every_exact = bool(done.edits) and all(edit.claim == "exact" for edit in done.edits) and finish is None
     difference, exact, rule = None, None, None
+    settled: dict[str, Tensor] = {}
     if finish is not None and done.edits:
         notes += finish(done.model)
+        settled = _moved(model, done)
     if setting.check and done.edits:
         difference, told = _difference(model, done.model, example)
         notes += told
@@ -110,6 +112,7 @@ def carry_out(
     return done.model, Certificate(
         done.plan, done.edits, done.refusals, tuple(notes), difference, exact, rule, before, after, latency, done.keys,
         tuple(inputs[0].shape), optimizer, done.history, digests(done.model), tuple(done.model.state_dict()),
+        settled,
     )  # fmt: skip
 
 
@@ -209,6 +212,13 @@ def _nothing(done: Stages) -> str:
         return "the network has no place for it, or has it already"
     more = f" (and {len(done.refusals) - 1} more places)" if len(done.refusals) > 1 else ""
     return f"{done.refusals[0].path or 'the network'}: {done.refusals[0].why}{more}"
+
+
+def _moved(model: nn.Module, done: Stages) -> dict[str, Tensor]:
+    """Of what no edit touched, the entries that are no longer what they were, as they were."""
+    before, now = model.state_dict(), done.model.state_dict()
+    kept = [(name, before[old], now[name]) for name, old in done.keys.items()]
+    return {name: old.clone() for name, old, new in kept if old.shape == new.shape and not torch.equal(old, new)}
 
 
 def _difference(old: nn.Module, new: nn.Module, example: Example) -> tuple[OutputDifference | None, list[str]]:

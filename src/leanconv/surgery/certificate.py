@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from leanconv.contract import Cost
@@ -105,6 +106,7 @@ class Certificate:
     _history: tuple[Replaced, ...] = field(default=(), repr=False)
     _digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     _entries: tuple[str, ...] = field(default=(), repr=False)
+    _settled: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def changed(self) -> bool:
@@ -130,7 +132,13 @@ class Certificate:
             odd = sorted(set(now) ^ set(self._digests))
             raise Error(f"undo: the network must be the one that was rewritten, got another: {odd[0]!r} differs")
         changed = tuple(name for name, digest in now.items() if digest != self._digests[name])
-        return put_back(network, self._history), changed
+        back = put_back(network, self._history)
+        state = back.state_dict()
+        with torch.no_grad():
+            for name, tensor in self._settled.items():
+                if name not in changed:
+                    state[self.keys[name]].copy_(tensor)
+        return back, changed
 
     def translated(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint of the network before, under the names of the network after, where the change only renamed.

@@ -17,18 +17,20 @@ from leanconv.errors import Error
 from leanconv.graph import Graph, evaluating
 from leanconv.surgery.plan import Step
 from leanconv.techniques import batchnorm, separable
-from leanconv.techniques.separable import Fitted, PatchMoments
+from leanconv.techniques.separable import ChannelMoments, FeatureMoments, Fitted, PatchMoments
 from leanconv.techniques.separable.patches import enough
 
 __all__ = ["METHODS", "Seen", "importance", "inputs", "large", "order", "propose"]
 
 LARGE = 1536
-"""Numbers in a patch above which a fit takes seconds."""
+"""Numbers in a patch above which kernels are fitted channel by channel, and the pointwise half to what they put out."""
 KEPT = 1 << 29
 """Bytes of layers' inputs that are kept between passes."""
 MANY = 4
 """Times the patches that a prediction is made from: what a layer is fitted to in the end."""
-ROUNDS, ROUNDS_OF_LARGE = 10, 1
+ROUNDS = 10
+ANY = separable.Options(min_channels=1)
+"""Under a budget, or where ranks are given, few channels are no reason to leave a layer dense."""
 METHODS = ("outputs", "weights")
 """Fit what a layer puts out on the calibration images, or its weights (truncated SVD)."""
 
@@ -50,7 +52,7 @@ def propose(step: Step, ctx: Context, calibrated: bool) -> list[Edit | Refusal]:
     """
     assert ctx.graph is not None
     ranks = {str(path): int(rank) for path, rank in step.options["ranks"].items()}
-    found, refusals = separable.candidates(ctx.model)
+    found, refusals = separable.candidates(ctx.model, ANY)
     reasons = {refusal.path: refusal.why for refusal in refusals}
     for path in ranks:
         if path not in found:
@@ -68,8 +70,13 @@ def order(graph: Graph, paths: Sequence[str]) -> list[str]:
 
 
 def large(conv: Any) -> bool:
-    """Whether the moments of a layer's patches are so large that fits have to be few."""
+    """Whether a layer's patches are so long that their moments take more memory and time than its weights deserve."""
     return bool(math.prod(conv.kernel_size) * conv.in_channels // conv.groups > LARGE)
+
+
+def full(conv: Any) -> int:
+    """The rank from which on nothing is lost."""
+    return int(min(math.prod(conv.kernel_size), conv.out_channels // conv.groups))
 
 
 class _Enough(Exception):
@@ -119,6 +126,10 @@ class Seen:
         each = 4 * sum(math.prod(shape[1:]) for shape in shapes)
         self._kept = self._pass() if each * sum(map(len, self.batches)) <= KEPT else None
 
+    def layer(self, path: str) -> Any:
+        """In the network as it is."""
+        return self._ctx.model.get_submodule(path)
+
     def of(self, path: str, number: int) -> list[Tensor]:
         """Of a layer, call by call, in the batch of that number."""
         if self._kept is not None:
@@ -127,15 +138,35 @@ class Seen:
 
     def moments(self, path: str, work: nn.Module | None = None) -> PatchMoments:
         """Of what the layer sees in ``work``, paired with what it saw in the network; of the latter alone without."""
-        conv, calls = self._ctx.model.get_submodule(path), self._calls[path]
-        patches = enough(conv) if work is None or large(conv) else MANY * enough(conv)
-        moments = PatchMoments(conv, calls=len(self.batches) * calls, patches=patches, seed=self._ctx.seed)
+        conv, calls = self._ctx.model.get_submodule(path), self._calls[path] * len(self.batches)
+        patches = enough(conv) if work is None else MANY * enough(conv)
+        moments = PatchMoments(conv, calls=calls, patches=patches, seed=self._ctx.seed)
+        for x, reference in self._pairs(path, work):
+            moments.add(x, reference)
+        return moments
+
+    def features(self, path: str, rank: int, work: nn.Module | None = None) -> FeatureMoments:
+        """Likewise of what the best kernels for each channel alone make of it, for layers with large patches."""
+        conv: Any = self._ctx.model.get_submodule(path)
+        calls, seed = self._calls[path] * len(self.batches), self._ctx.seed
+        pairs = list(self._pairs(path, work))
+        channels = ChannelMoments(conv, calls, seed)
+        for x, _ in pairs:
+            channels.add(x)
+        kernels = separable.leading(conv, channels, rank, importance(self._ctx, path))
+        moments = FeatureMoments(conv, kernels, channels.level, calls, seed)
+        for x, reference in pairs:
+            moments.add(x, reference)
+        return moments
+
+    def _pairs(self, path: str, work: nn.Module | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What the layer sees in ``work`` and saw in the network; only the latter without."""
         for number, batch in enumerate(self.batches):
             before = self.of(path, number)
-            now = before if work is None else inputs(work, path, batch, calls)
-            for x, reference in zip(now, before, strict=True):
-                moments.add(x, None if work is None else reference)
-        return moments
+            if work is None:
+                yield from ((x, None) for x in before)
+            else:
+                yield from zip(inputs(work, path, batch, self._calls[path]), before, strict=True)
 
     @torch.no_grad()
     def _pass(self) -> dict[str, list[list[Tensor]]]:
@@ -160,28 +191,32 @@ class Seen:
 def _fitted(ctx: Context, ranks: dict[str, int], found: dict[str, list[str]]) -> Iterator[tuple[str, Fitted]]:
     """Each layer's weights, fitted in the network in which all layers before it are converted."""
     assert ctx.graph is not None
-    work: nn.Module = copy.deepcopy(ctx.model)
+    # Layers of its own, tensors of the network: none is written to.
+    tensors = [*ctx.model.parameters(), *ctx.model.buffers()]
+    work: nn.Module = copy.deepcopy(ctx.model, {id(t): t for t in tensors})
     paths = order(ctx.graph, list(ranks))
     seen, changed = Seen(ctx, paths), False
     for path in paths:
         conv = ctx.model.get_submodule(path)
-        moments = seen.moments(path, work if changed else None)
         adds = conv.bias is not None or _norm_after(ctx.graph, path) is not None
-        rounds = ROUNDS_OF_LARGE if large(conv) else ROUNDS
-        fitted = separable.separate_outputs(
-            conv,
-            ranks[path],
-            moments,
-            bias="add" if adds else "keep",
-            importance=importance(ctx, path),
-            rounds=rounds,
-        )
+        fitted = _fit(seen, path, ranks[path], work if changed else None, adds, importance(ctx, path))
         layer = separable.fitted_separable(conv, fitted)
         for alias in found[path]:
             parent, _, leaf = alias.rpartition(".")
             setattr(work.get_submodule(parent), leaf, layer)
         changed = True
         yield path, fitted
+
+
+def _fit(seen: Seen, path: str, rank: int, work: nn.Module | None, adds: bool, weights: Tensor | None) -> Fitted:
+    conv = seen.layer(path)
+    if large(conv) and rank < full(conv):
+        return seen.features(path, rank, work).fitted(rank, bias=adds, importance=weights)[0]
+    if large(conv):
+        return separable.separate_weights(conv, rank)
+    bias: Any = "add" if adds else "keep"
+    moments = seen.moments(path, work)
+    return separable.separate_outputs(conv, rank, moments, bias=bias, importance=weights, rounds=ROUNDS)
 
 
 def _decomposed(ctx: Context, ranks: dict[str, int]) -> Iterator[tuple[str, Fitted]]:
@@ -216,7 +251,7 @@ def _edit(ctx: Context, path: str, paths: list[str], fitted: Fitted, aware: bool
         f"{kind} convolution {conv.in_channels} -> {conv.out_channels} becomes separable (multiplier {rank}): "
         f"{share / conv.weight.numel():.1%} of its weights, relative {lost} error {fitted.error:.2g}"
     )
-    exact = rank >= min(math.prod(conv.kernel_size), conv.out_channels // conv.groups)
+    exact = rank >= full(conv)
     return Edit({**dict.fromkeys(paths, layer), **put}, why, "exact" if exact else "approximate", keys)
 
 

@@ -33,6 +33,7 @@ from leanconv.techniques.separable.layers import (
     PointwiseConv2d,
     PointwiseConv3d,
 )
+from leanconv.techniques.separable.lean import ChannelMoments, FeatureMoments, leading
 from leanconv.techniques.separable.options import Options
 from leanconv.techniques.separable.patches import PatchMoments
 from leanconv.techniques.separable.reference import separable_reference
@@ -58,9 +59,11 @@ __all__ = [
     "NAME",
     "ORDER",
     "PAPER",
+    "ChannelMoments",
     "DepthwiseConv1d",
     "DepthwiseConv2d",
     "DepthwiseConv3d",
+    "FeatureMoments",
     "Fitted",
     "Growth",
     "Option",
@@ -86,6 +89,7 @@ __all__ = [
     "fold",
     "growth",
     "ladder",
+    "leading",
     "output_error",
     "ratio",
     "remove",

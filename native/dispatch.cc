@@ -1,5 +1,8 @@
 // Picks the instruction set's table and splits the work over threads; how it is split never changes a result.
 #include <stddef.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "table.h"
 
@@ -39,25 +42,61 @@ bool (*const kRuns[])() = {
 #undef X
 };
 
-struct Job {
-  const lc_mask* mask;
-  void (*work)(const lc_mask&, int64_t, int64_t);
+// Numbers below the normal range are zero while this lives: one of them costs a hundred normal ones. The caller's setting
+// comes back, in whatever thread of whoever's pool the work ran.
+class FlushToZero {
+ public:
+#if defined(__SSE2__)
+  FlushToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+  ~FlushToZero() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  FlushToZero() {
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
+    __asm__ volatile("msr fpcr, %0" : : "r"(before_ | (1ull << 24)));
+  }
+  ~FlushToZero() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
+
+ private:
+  uint64_t before_;
+#endif
+  FlushToZero(const FlushToZero&) = delete;
+  FlushToZero& operator=(const FlushToZero&) = delete;
 };
 
-void run_job(int64_t begin, int64_t end, void* job) { ((Job*)job)->work(*((Job*)job)->mask, begin, end); }
+template <typename Args>
+struct Job {
+  const Args* args;
+  void (*work)(const Args&, int64_t, int64_t);
 
-int32_t split(const lc_mask* m, void (*work)(const lc_mask&, int64_t, int64_t), int64_t count, int64_t grain) {
-  if (m->parallel_for == nullptr || count <= grain) {
-    work(*m, 0, count);
+  void run(int64_t begin, int64_t end) const {
+    FlushToZero flush;
+    work(*args, begin, end);
+  }
+  static void call(int64_t begin, int64_t end, void* job) { ((const Job*)job)->run(begin, end); }
+};
+
+// Work on [0, count) in parts of at least `grain`; the parts depend on the pool, so what is computed must not.
+template <typename Args>
+int32_t split(const Args* args, void (*work)(const Args&, int64_t, int64_t), int64_t count, int64_t grain) {
+  Job<Args> job = {args, work};
+  if (args->parallel_for == nullptr || count <= grain) {
+    job.run(0, count);
     return LC_OK;
   }
-  Job job = {m, work};
-  return m->parallel_for(0, count, grain, run_job, &job) == 0 ? LC_OK : LC_PARALLEL_FAILED;
+  return args->parallel_for(0, count, grain, Job<Args>::call, &job) == 0 ? LC_OK : LC_PARALLEL_FAILED;
+}
+
+template <typename Args>
+int32_t check_head(const Args* args) {
+  if (args->size != sizeof(Args)) return LC_BAD_SIZE;
+  return lc_supported(args->isa) ? LC_OK : LC_BAD_ISA;
 }
 
 int32_t check(const lc_mask* m, int64_t most) {
-  if (m->size != sizeof(lc_mask)) return LC_BAD_SIZE;
-  if (!lc_supported(m->isa)) return LC_BAD_ISA;
+  if (const int32_t bad = check_head(m)) return bad;
   if (m->rows < 0 || m->elements < 0 || m->limit < 0 || m->limit > most) return LC_BAD_ARGUMENT;
   return LC_OK;
 }

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define LC_ABI 1
+#define LC_ABI 2
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "leanconv's native kernels are written for little-endian machines"
@@ -30,8 +30,37 @@ struct lc_mask {
   lc_parallel_for parallel_for;  // null: this thread alone
 };
 
+enum { LC_F32 = 0, LC_BF16 = 1 };  // bf16 is a type of storage: computed in float32
+
+// Batch normalisation over (rows, channels), contiguous, and the activation after it; see kernels/norm.inl.h.
+struct lc_norm {
+  uint32_t size;  // sizeof(lc_norm)
+  int32_t isa;
+  int32_t dtype;  // of x, y, dy, dx
+  int32_t act;    // 0 none, 1 ReLU, 2 ReLU6, 3 hard-swish, 4 SiLU
+  int32_t given;  // mean, rest and var are given; else forward computes them from x
+  int32_t reserved;
+  int64_t rows, channels;
+  double eps;
+  const void *x, *dy;
+  void *y, *dx;
+  const float *gamma, *beta;  // null: 1 and 0
+  float *mean, *rest, *var;   // (channels): the mean as a float32 and what rounding left of it; the biased variance
+  float *dgamma, *dbeta;      // (channels)
+  void* scratch;              // lc_norm_scratch bytes, aligned to 64
+  lc_parallel_for parallel_for;
+  struct {  // filled in by the library
+    int64_t width, rows, chunks, per_chunk;
+    double* sums;
+    float *shift, *a, *b, *k, *c;
+  } plan;
+};
+
 LC_API int32_t lc_abi(void);
 LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
 LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-bit number >= limit; at least one per row
 LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1
+LC_API int64_t lc_norm_scratch(int64_t rows, int64_t channels);  // bytes; -1 for sizes out of range
+LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y, and mean, rest and var unless given
+LC_API int32_t lc_norm_backward(lc_norm* norm);                   // dx, dgamma and dbeta from x, dy and what forward gave

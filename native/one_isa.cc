@@ -2,14 +2,19 @@
 #include <stddef.h>
 
 #include "leanconv.h"
+#include "floats.h"
 #include "simd.h"
 #include "table.h"
 
 namespace {
+#include "kernels/norm.inl.h"
 #include "kernels/philox.inl.h"
 }  // namespace
 
 #define LC_JOIN_(a, b) a##b
 #define LC_JOIN(a, b) LC_JOIN_(a, b)
 __attribute__((visibility("hidden"))) extern const lc_table LC_JOIN(lc_table_, LC_ISA);
-const lc_table LC_JOIN(lc_table_, LC_ISA) = {mask_blocks, mask_revive, exact_rows};
+const lc_table LC_JOIN(lc_table_, LC_ISA) = {
+    mask_blocks,  mask_revive, exact_rows, norm_stats,  norm_merge,
+    norm_factors, norm_apply,  norm_sums,  norm_slopes, norm_gradient,
+};

@@ -247,3 +247,19 @@ def test_statistics_are_those_of_the_changed_network() -> None:
     lean[3].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     lean(x)
     assert torch.allclose(lean[3].running_mean, seen[0].mean((0, 2, 3)), atol=1e-4)  # type: ignore[arg-type]
+
+
+def test_networks_that_view_their_maps_stay_runnable() -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()[:7]
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.body(x)
+            return y.view(len(y), 2, -1, *y.shape[2:]).transpose(1, 2).reshape(y.shape).view(len(y), -1)
+
+    model, x = Shuffled().eval(), smooth()
+    lean, told = leanconv.separate(model, ranks={"body.2": 1, "body.5": 2}, batches=[x], example=x[:1], latency=False)
+    assert len(told.edits) == 2
+    assert lean(x).shape == model(x).shape

@@ -202,7 +202,9 @@ def _curve(
     if not lossy:
         return curve, 0.0
     rank = min(lossy, key=lambda r: abs(curve[r] - 0.3))
-    return curve, reached.by(paths, separable.fitted_separable(conv, fit(rank))) / curve[rank] ** 2
+    layer = separable.fitted_separable(conv, fit(rank))
+    layer.keeps_order = True  # whatever the network does with it
+    return curve, reached.by(paths, layer) / curve[rank] ** 2
 
 
 def _filled(curve: dict[int, float], most: int) -> dict[int, float]:

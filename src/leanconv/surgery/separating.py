@@ -201,6 +201,7 @@ def _fitted(ctx: Context, ranks: dict[str, int], found: dict[str, list[str]]) ->
         adds = conv.bias is not None or _norm_after(ctx.graph, path) is not None
         fitted = _fit(seen, path, ranks[path], work if changed else None, adds, importance(ctx, path))
         layer = separable.fitted_separable(conv, fitted)
+        layer.keeps_order = _views(ctx.graph)
         for alias in found[path]:
             parent, _, leaf = alias.rpartition(".")
             setattr(work.get_submodule(parent), leaf, layer)
@@ -243,6 +244,7 @@ def _edit(ctx: Context, path: str, paths: list[str], fitted: Fitted, aware: bool
     elif conv.bias is not None:
         keys = {f"{alias}.conv_pw.bias": f"{alias}.bias" for alias in paths}
     layer = separable.fitted_separable(conv, fitted)
+    layer.keeps_order = _views(ctx.graph)
     rank = layer.depth_multiplier
     share = layer.conv_dw.weight.numel() + layer.conv_pw.weight.numel()
     kind = "x".join(map(str, conv.kernel_size))
@@ -253,6 +255,12 @@ def _edit(ctx: Context, path: str, paths: list[str], fitted: Fitted, aware: bool
     )
     exact = rank >= full(conv)
     return Edit({**dict.fromkeys(paths, layer), **put}, why, "exact" if exact else "approximate", keys)
+
+
+def _views(graph: Graph) -> bool:
+    """Whether the network looks at maps through ``view``, which not every order in memory allows."""
+    steps = [step for step in graph.steps if step.inputs and (step.kind == "view" or "view" in step.ops)]
+    return any(math.prod(graph.shape(step.inputs[0])[2:]) > 1 for step in steps)
 
 
 def importance(ctx: Context, path: str) -> Tensor | None:

@@ -104,11 +104,15 @@ class _Separable(nn.Module):
         """Kernels per input channel."""
         return int(self.depthwise.out_channels // self.depthwise.in_channels)
 
+    keeps_order: bool = False
+    """Outputs lie in memory as the inputs do, for networks that ``view`` them; else always channels_last."""
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, Cin, *spatial) -> (N, Cout, *spatial')."""
+        plain = self.keeps_order and x.is_contiguous()
         for layer in self.children():  # in the order in which they were added
             x = layer(x)
-        return x
+        return x.contiguous() if plain else x
 
     def flat(self) -> list[nn.Module]:
         """What runs, in order; sequences are opened, identities left out."""

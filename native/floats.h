@@ -1,0 +1,81 @@
+// Vectors of floats, and of what is stored as bfloat16 and computed in float32. Everything is static, as in simd.h.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "simd.h"
+
+enum { kFloats = LC_BYTES / 4 };
+typedef float vf __attribute__((vector_size(LC_BYTES)));
+typedef int32_t vi __attribute__((vector_size(LC_BYTES)));
+typedef uint32_t vu __attribute__((vector_size(LC_BYTES)));
+typedef uint16_t vhalf __attribute__((vector_size(LC_BYTES / 2)));
+typedef double vd __attribute__((vector_size(LC_BYTES * 2)));  // as many doubles as a vector has floats
+
+LC_INLINE vf splat_f(float x) { return vf{} + x; }
+LC_INLINE vf select(vi where, vf yes, vf no) { return (vf)(((vi)yes & where) | ((vi)no & ~where)); }
+LC_INLINE vd widen(vf x) { return __builtin_convertvector(x, vd); }
+LC_INLINE vf narrow(vd x) { return __builtin_convertvector(x, vf); }
+
+// How a type of elements comes from memory and goes back; `Part` with the first n < kFloats of a vector, zeros behind.
+struct F32 {
+  typedef float type;
+  LC_INLINE vf load(const float* p) {
+    vf v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+  LC_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+};
+
+// Upper half of a float32; to the nearest, ties to even, and not a number stays that.
+struct B16 {
+  typedef uint16_t type;
+  LC_INLINE vf load(const uint16_t* p) {
+    vhalf v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return (vf)(__builtin_convertvector(v, vu) << 16);
+  }
+  LC_INLINE void store(uint16_t* p, vf v) {
+    const vu bits = (vu)v, rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
+    const vu quiet = (bits | 0x400000u) & (vu)(v != v), kept = rounded & ~(vu)(v != v);
+    const vhalf half = __builtin_convertvector((quiet | kept) >> 16, vhalf);
+    __builtin_memcpy(p, &half, sizeof half);
+  }
+};
+
+template <typename T>
+LC_INLINE vf load_part(const typename T::type* p, int64_t n) {
+  typename T::type some[kFloats] = {};
+  __builtin_memcpy(some, p, (size_t)n * sizeof *some);
+  return T::load(some);
+}
+template <typename T>
+LC_INLINE void store_part(typename T::type* p, vf v, int64_t n) {
+  typename T::type some[kFloats];
+  T::store(some, v);
+  __builtin_memcpy(p, some, (size_t)n * sizeof *some);
+}
+
+// e^x to about one unit in the last place: 2^n e^r, |r| <= ln 2 / 2, e^r by seven terms of its series (the eighth is
+// below 6e-9). 0 below -87.3, inf above 88.7; not a number stays that.
+LC_INLINE vf exp_f(vf x) {
+  const vf low = splat_f(-87.3f), high = splat_f(88.7f);
+  const vf bounded = select(x < low, low, select(x > high, high, x));
+  const vf shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the nearest integer
+  const vi n = (vi)shifted - 0x4B400000;
+  const vf whole = shifted - 12582912.0f;
+  const vf r = (bounded - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  vf p = splat_f(1.0f / 5040);
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const vi half = n >> 1;  // in two steps: 2^128 is no float
+  const vf y = p * (vf)((half + 127) << 23) * (vf)((n - half + 127) << 23);
+  const vf above = select(x > high, splat_f(__builtin_inff()), y);
+  return select(x < low, splat_f(0.0f), select(x != x, x, above));
+}

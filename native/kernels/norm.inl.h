@@ -1,0 +1,283 @@
+// Batch normalisation with the activation after it. Memory is rows of `width` elements: whole pixels with their channels
+// side by side, one or several to a row (dispatcher: norm.cc), so a column of it has one channel.
+//
+// z = (x - mean) a + b with a = gamma / sqrt(var + eps), b = beta - rest a: the mean is a float32 and what rounding left
+// of it, so a mean of 1e4 costs no digits. y = act(z). Nothing but x is kept: z is computed again in the backward pass.
+//
+// Statistics: tiles of kTile rows are shifted by their first row, which is one of their own values, so that
+// sum (x - first)^2 <= (1 + kTile) M2 whatever the data: no cancellation beyond that factor, in one pass. Tiles are merged
+// in float64 (Chan, Golub, LeVeque 1983), chunks of rows too, in an order that knows nothing of threads.
+
+enum { kTile = 32 };
+enum { kNone = 0, kRelu = 1, kRelu6 = 2, kHardswish = 3, kSilu = 4 };
+
+// act(z), and dy times its derivative; comparisons are such that not a number passes, as in torch.
+template <int act>
+LC_INLINE vf activated(vf z) {
+  const vf zero = splat_f(0.0f);
+  if (act == kRelu) return select(z <= zero, zero, z);
+  if (act == kRelu6) return select(z <= zero, zero, select(z >= splat_f(6.0f), splat_f(6.0f), z));
+  if (act == kHardswish) {
+    const vf t = z + 3.0f, open = select(t <= zero, zero, select(t >= splat_f(6.0f), splat_f(6.0f), t));
+    return z * open * (1.0f / 6);
+  }
+  if (act == kSilu) return z / (exp_f(-z) + 1.0f);
+  return z;
+}
+
+template <int act>
+LC_INLINE vf passed(vf z, vf dy) {
+  const vf zero = splat_f(0.0f);
+  if (act == kRelu) return select(z <= zero, zero, dy);
+  if (act == kRelu6) return select((z <= zero) | (z >= splat_f(6.0f)), zero, dy);
+  if (act == kHardswish)
+    return select(z <= splat_f(-3.0f), zero, select(z < splat_f(3.0f), dy * (z * (1.0f / 3) + 0.5f), dy));
+  if (act == kSilu) {
+    const vf s = splat_f(1.0f) / (exp_f(-z) + 1.0f);
+    return dy * s * (z * (splat_f(1.0f) - s) + 1.0f);
+  }
+  return dy;
+}
+
+// --- forward ------------------------------------------------------------------------------------------------------
+
+struct Tally {  // of one vector of columns
+  vd mean, m2;
+};
+
+LC_INLINE void merge(Tally& t, double before, double count, vf first, vf s1, vf s2) {
+  const vd sum = widen(s1), delta = widen(first) + sum * (1 / count) - t.mean;
+  t.m2 += widen(s2) - sum * sum * (1 / count) + delta * delta * (before * count / (before + count));
+  t.mean += delta * (count / (before + count));
+}
+
+// kVectors vectors of columns from `x` on, rows apart by `width`; `part`: only so many columns, of one vector.
+template <typename T, int kVectors>
+LC_INLINE void tally(const typename T::type* x, int64_t width, int64_t rows, int64_t part, double* mean, double* m2) {
+  Tally t[kVectors] = {};
+  for (int64_t from = 0; from < rows; from += kTile) {
+    const int64_t count = rows - from < kTile ? rows - from : (int64_t)kTile;
+    const typename T::type* p = x + from * width;
+    vf first[kVectors], s1[kVectors] = {}, s2[kVectors] = {};
+    for (int v = 0; v < kVectors; ++v) first[v] = part ? load_part<T>(p, part) : T::load(p + v * kFloats);
+    for (int64_t i = 1; i < count; ++i) {
+      p += width;
+      __builtin_prefetch(p + 8 * width);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const vf d = (part ? load_part<T>(p, part) : T::load(p + v * kFloats)) - first[v];
+        s1[v] += d;
+        s2[v] += d * d;
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) merge(t[v], (double)from, (double)count, first[v], s1[v], s2[v]);
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
+    __builtin_memcpy(mean + v * kFloats, &t[v].mean, bytes);
+    __builtin_memcpy(m2 + v * kFloats, &t[v].m2, bytes);
+  }
+}
+
+// Calls f(column, part) for kVectors vectors at a time, then for one, then for what is left of one.
+template <int kVectors, typename Many, typename One>
+LC_INLINE void columns(int64_t width, Many many, One one) {
+  int64_t c = 0;
+  for (; c + kVectors * kFloats <= width; c += kVectors * kFloats) many(c);
+  for (; c < width; c += kFloats) one(c, width - c < kFloats ? width - c : (int64_t)0);
+}
+
+template <typename T>
+static void stats_of(const lc_norm& n, int64_t begin, int64_t end) {
+  const typename T::type* x = (const typename T::type*)n.x;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t from = chunk * n.plan.per_chunk;
+    const int64_t rows = n.plan.rows - from < n.plan.per_chunk ? n.plan.rows - from : n.plan.per_chunk;
+    const typename T::type* p = x + from * n.plan.width;
+    double *mean = n.plan.sums + chunk * 2 * n.plan.width, *m2 = mean + n.plan.width;
+    columns<LC_UNROLL>(
+        n.plan.width,
+        [&](int64_t c) { tally<T, LC_UNROLL>(p + c, n.plan.width, rows, 0, mean + c, m2 + c); },
+        [&](int64_t c, int64_t part) { tally<T, 1>(p + c, n.plan.width, rows, part, mean + c, m2 + c); });
+  }
+}
+
+static void norm_stats(const lc_norm& n, int64_t begin, int64_t end) {
+  n.dtype == LC_BF16 ? stats_of<B16>(n, begin, end) : stats_of<F32>(n, begin, end);
+}
+
+// Channels [begin, end): chunks, and the pixels of a row, become one mean and variance.
+static void norm_merge(const lc_norm& n, int64_t begin, int64_t end) {
+  for (int64_t c = begin; c < end; ++c) {
+    double mean = 0, m2 = 0, before = 0;
+    for (int64_t chunk = 0; chunk < n.plan.chunks; ++chunk) {
+      const int64_t from = chunk * n.plan.per_chunk;
+      const int64_t rows = n.plan.rows - from < n.plan.per_chunk ? n.plan.rows - from : n.plan.per_chunk;
+      const double* sums = n.plan.sums + chunk * 2 * n.plan.width;
+      for (int64_t at = c; at < n.plan.width; at += n.channels) {
+        const double count = (double)rows, delta = sums[at] - mean;
+        m2 += sums[n.plan.width + at] + delta * delta * (before * count / (before + count));
+        mean += delta * (count / (before + count));
+        before += count;
+      }
+    }
+    n.mean[c] = (float)mean;
+    n.rest[c] = (float)(mean - (double)n.mean[c]);
+    const double var = m2 / before;
+    n.var[c] = var > 0 ? (float)var : var == var ? 0.0f : (float)var;
+  }
+}
+
+// What each column is multiplied with and what is added: a and b above, and the mean, all `width` long.
+static void norm_factors(const lc_norm& n, int64_t begin, int64_t end) {
+  for (int64_t c = begin; c < end; ++c) {
+    const double gamma = n.gamma ? n.gamma[c] : 1.0, beta = n.beta ? n.beta[c] : 0.0;
+    const double a = gamma / __builtin_sqrt((double)n.var[c] + n.eps);
+    for (int64_t at = c; at < n.plan.width; at += n.channels) {
+      n.plan.shift[at] = n.mean[c];
+      n.plan.a[at] = (float)a;
+      n.plan.b[at] = (float)(beta - (double)n.rest[c] * a);
+    }
+  }
+}
+
+template <typename T, int act>
+static void apply_of(const lc_norm& n, int64_t begin, int64_t end) {
+  const int64_t width = n.plan.width;
+  const float *shift = n.plan.shift, *a = n.plan.a, *b = n.plan.b;
+  for (int64_t row = begin; row < end; ++row) {
+    const typename T::type* x = (const typename T::type*)n.x + row * width;
+    typename T::type* y = (typename T::type*)n.y + row * width;
+    columns<2>(
+        width,
+        [&](int64_t c) {
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v, c += kFloats)
+            T::store(y + c, activated<act>((T::load(x + c) - F32::load(shift + c)) * F32::load(a + c) + F32::load(b + c)));
+        },
+        [&](int64_t c, int64_t part) {
+          const int64_t m = part ? part : (int64_t)kFloats;
+          const vf z = (load_part<T>(x + c, m) - load_part<F32>(shift + c, m)) * load_part<F32>(a + c, m);
+          store_part<T>(y + c, activated<act>(z + load_part<F32>(b + c, m)), m);
+        });
+  }
+}
+
+// --- backward -----------------------------------------------------------------------------------------------------
+
+// Sums over a chunk of g and of g (x - mean), g = dy act'(z), for kVectors vectors of columns.
+template <typename T, int act, int kVectors>
+LC_INLINE void weigh(const lc_norm& n, int64_t from, int64_t rows, int64_t c, int64_t part, double* sum, double* dot) {
+  const int64_t width = n.plan.width;
+  const typename T::type* x = (const typename T::type*)n.x + from * width + c;
+  const typename T::type* dy = (const typename T::type*)n.dy + from * width + c;
+  vf shift[kVectors], a[kVectors], b[kVectors];
+  vd total[kVectors] = {}, product[kVectors] = {};
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t at = c + v * kFloats;
+    shift[v] = part ? load_part<F32>(n.plan.shift + at, part) : F32::load(n.plan.shift + at);
+    a[v] = part ? load_part<F32>(n.plan.a + at, part) : F32::load(n.plan.a + at);
+    b[v] = part ? load_part<F32>(n.plan.b + at, part) : F32::load(n.plan.b + at);
+  }
+  for (int64_t tile = 0; tile < rows; tile += kTile) {
+    const int64_t count = rows - tile < kTile ? rows - tile : (int64_t)kTile;
+    vf s[kVectors] = {}, d[kVectors] = {};
+    for (int64_t i = 0; i < count; ++i, x += width, dy += width) {
+      __builtin_prefetch(x + 8 * width);
+      __builtin_prefetch(dy + 8 * width);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const vf t = (part ? load_part<T>(x, part) : T::load(x + v * kFloats)) - shift[v];
+        const vf g = passed<act>(t * a[v] + b[v], part ? load_part<T>(dy, part) : T::load(dy + v * kFloats));
+        s[v] += g;
+        d[v] += g * t;
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) total[v] += widen(s[v]), product[v] += widen(d[v]);
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
+    __builtin_memcpy(sum + v * kFloats, &total[v], bytes);
+    __builtin_memcpy(dot + v * kFloats, &product[v], bytes);
+  }
+}
+
+template <typename T, int act>
+static void sums_of(const lc_norm& n, int64_t begin, int64_t end) {
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t from = chunk * n.plan.per_chunk;
+    const int64_t rows = n.plan.rows - from < n.plan.per_chunk ? n.plan.rows - from : n.plan.per_chunk;
+    double *sum = n.plan.sums + chunk * 2 * n.plan.width, *dot = sum + n.plan.width;
+    columns<LC_UNROLL>(
+        n.plan.width, [&](int64_t c) { weigh<T, act, LC_UNROLL>(n, from, rows, c, 0, sum + c, dot + c); },
+        [&](int64_t c, int64_t part) { weigh<T, act, 1>(n, from, rows, c, part, sum + c, dot + c); });
+  }
+}
+
+// Channels [begin, end): the gradients of beta and gamma, and what dx = a g + k (x - mean) + c needs.
+static void norm_slopes(const lc_norm& n, int64_t begin, int64_t end) {
+  const double m = (double)(n.rows);
+  for (int64_t c = begin; c < end; ++c) {
+    double sum = 0, dot = 0;
+    for (int64_t chunk = 0; chunk < n.plan.chunks; ++chunk) {
+      const double* sums = n.plan.sums + chunk * 2 * n.plan.width;
+      for (int64_t at = c; at < n.plan.width; at += n.channels) sum += sums[at], dot += sums[n.plan.width + at];
+    }
+    const double inverse = 1 / __builtin_sqrt((double)n.var[c] + n.eps), rest = n.rest[c];
+    const double dgamma = (dot - rest * sum) * inverse, a = (n.gamma ? n.gamma[c] : 1.0) * inverse;
+    n.dbeta[c] = (float)sum;
+    n.dgamma[c] = (float)dgamma;
+    const double k = n.given ? 0 : -a * inverse * dgamma / m;
+    for (int64_t at = c; at < n.plan.width; at += n.channels) {
+      n.plan.k[at] = (float)k;
+      n.plan.c[at] = n.given ? 0.0f : (float)(-a * sum / m - k * rest);
+    }
+  }
+}
+
+template <typename T, int act>
+static void gradient_of(const lc_norm& n, int64_t begin, int64_t end) {
+  const int64_t width = n.plan.width;
+  const float *shift = n.plan.shift, *a = n.plan.a, *b = n.plan.b, *k = n.plan.k, *add = n.plan.c;
+  for (int64_t row = begin; row < end; ++row) {
+    const typename T::type* x = (const typename T::type*)n.x + row * width;
+    const typename T::type* dy = (const typename T::type*)n.dy + row * width;
+    typename T::type* dx = (typename T::type*)n.dx + row * width;
+    columns<2>(
+        width,
+        [&](int64_t c) {
+#pragma GCC unroll 2
+          for (int v = 0; v < 2; ++v, c += kFloats) {
+            const vf t = T::load(x + c) - F32::load(shift + c), scale = F32::load(a + c);
+            const vf g = passed<act>(t * scale + F32::load(b + c), T::load(dy + c));
+            T::store(dx + c, g * scale + (t * F32::load(k + c) + F32::load(add + c)));
+          }
+        },
+        [&](int64_t c, int64_t part) {
+          const int64_t m = part ? part : (int64_t)kFloats;
+          const vf t = load_part<T>(x + c, m) - load_part<F32>(shift + c, m), scale = load_part<F32>(a + c, m);
+          const vf g = passed<act>(t * scale + load_part<F32>(b + c, m), load_part<T>(dy + c, m));
+          store_part<T>(dx + c, g * scale + (t * load_part<F32>(k + c, m) + load_part<F32>(add + c, m)), m);
+        });
+  }
+}
+
+// One function per type and activation, chosen once a call.
+#define LC_NORM_CHOICE(name, of)                                              \
+  template <typename T>                                                       \
+  static void name##_typed(const lc_norm& n, int64_t begin, int64_t end) {    \
+    switch (n.act) {                                                          \
+      case kRelu: return of<T, kRelu>(n, begin, end);                         \
+      case kRelu6: return of<T, kRelu6>(n, begin, end);                       \
+      case kHardswish: return of<T, kHardswish>(n, begin, end);               \
+      case kSilu: return of<T, kSilu>(n, begin, end);                         \
+      default: return of<T, kNone>(n, begin, end);                            \
+    }                                                                         \
+  }                                                                           \
+  static void name(const lc_norm& n, int64_t begin, int64_t end) {            \
+    n.dtype == LC_BF16 ? name##_typed<B16>(n, begin, end) : name##_typed<F32>(n, begin, end); \
+  }
+LC_NORM_CHOICE(norm_apply, apply_of)
+LC_NORM_CHOICE(norm_sums, sums_of)
+LC_NORM_CHOICE(norm_gradient, gradient_of)
+#undef LC_NORM_CHOICE

@@ -13,7 +13,7 @@ typedef uint16_t vhalf __attribute__((vector_size(LC_BYTES / 2)));
 typedef double vd __attribute__((vector_size(LC_BYTES * 2)));  // as many doubles as a vector has floats
 
 LC_INLINE vf splat_f(float x) { return vf{} + x; }
-LC_INLINE vf select(vi where, vf yes, vf no) { return (vf)(((vi)yes & where) | ((vi)no & ~where)); }
+LC_INLINE vf select(vi where, vf yes, vf no) { return where ? yes : no; }
 LC_INLINE vd widen(vf x) { return __builtin_convertvector(x, vd); }
 LC_INLINE vf narrow(vd x) { return __builtin_convertvector(x, vf); }
 

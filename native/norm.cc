@@ -60,7 +60,8 @@ int32_t lc_norm_forward(lc_norm* n) {
   const lc_table& table = *lc_tables[n->isa];
   if (!n->given) {
     if (const int32_t bad = split(n, table.norm_stats, n->plan.chunks, 1)) return bad;
-    table.norm_merge(*n, 0, n->channels);
+    table.norm_merge(*n, 0, n->plan.width);
+    table.norm_settle(*n, 0, n->channels);
   }
   table.norm_factors(*n, 0, n->channels);
   return split(n, table.norm_apply, n->plan.rows, grain(n));
@@ -72,6 +73,7 @@ int32_t lc_norm_backward(lc_norm* n) {
   const lc_table& table = *lc_tables[n->isa];
   table.norm_factors(*n, 0, n->channels);
   if (const int32_t bad = split(n, table.norm_sums, n->plan.chunks, 1)) return bad;
+  table.norm_add(*n, 0, n->plan.width);
   table.norm_slopes(*n, 0, n->channels);
   return split(n, table.norm_gradient, n->plan.rows, grain(n));
 }

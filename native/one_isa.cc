@@ -15,6 +15,6 @@ namespace {
 #define LC_JOIN(a, b) LC_JOIN_(a, b)
 __attribute__((visibility("hidden"))) extern const lc_table LC_JOIN(lc_table_, LC_ISA);
 const lc_table LC_JOIN(lc_table_, LC_ISA) = {
-    mask_blocks,  mask_revive, exact_rows, norm_stats,  norm_merge,
-    norm_factors, norm_apply,  norm_sums,  norm_slopes, norm_gradient,
+    mask_blocks,  mask_revive, exact_rows, norm_stats, norm_merge,  norm_settle,
+    norm_factors, norm_apply,  norm_sums,  norm_add,   norm_slopes, norm_gradient,
 };

@@ -7,10 +7,12 @@ struct lc_table {
   void (*mask_revive)(const lc_mask& mask, int64_t begin, int64_t end);  // rows
   void (*exact_rows)(const lc_mask& mask, int64_t begin, int64_t end);   // rows
   void (*norm_stats)(const lc_norm& norm, int64_t begin, int64_t end);     // chunks of rows
-  void (*norm_merge)(const lc_norm& norm, int64_t begin, int64_t end);     // channels
+  void (*norm_merge)(const lc_norm& norm, int64_t begin, int64_t end);     // columns
+  void (*norm_settle)(const lc_norm& norm, int64_t begin, int64_t end);    // channels
   void (*norm_factors)(const lc_norm& norm, int64_t begin, int64_t end);   // channels
   void (*norm_apply)(const lc_norm& norm, int64_t begin, int64_t end);     // rows
   void (*norm_sums)(const lc_norm& norm, int64_t begin, int64_t end);      // chunks of rows
+  void (*norm_add)(const lc_norm& norm, int64_t begin, int64_t end);       // columns
   void (*norm_slopes)(const lc_norm& norm, int64_t begin, int64_t end);    // channels
   void (*norm_gradient)(const lc_norm& norm, int64_t begin, int64_t end);  // rows
 };

@@ -4,11 +4,10 @@
 // z = (x - mean) a + b with a = gamma / sqrt(var + eps), b = beta - rest a: the mean is a float32 and what rounding left
 // of it, so a mean of 1e4 costs no digits. y = act(z). Nothing but x is kept: z is computed again in the backward pass.
 //
-// Statistics: tiles of kTile rows are shifted by their first row, which is one of their own values, so that
-// sum (x - first)^2 <= (1 + kTile) M2 whatever the data: no cancellation beyond that factor, in one pass. Tiles are merged
-// in float64 (Chan, Golub, LeVeque 1983), chunks of rows too, in an order that knows nothing of threads.
+// Statistics: tiles of kTile rows, which lie in the first-level cache, are shifted by their own mean, so nothing cancels.
+// Tiles are merged in float64 (Chan, Golub, LeVeque 1983), chunks of rows too, in an order that knows nothing of threads.
 
-enum { kTile = 32 };
+enum { kTile = 32, kRun = 8 };  // rows summed in float32 before they go on: fewer, so that rounding stays small
 enum { kNone = 0, kRelu = 1, kRelu6 = 2, kHardswish = 3, kSilu = 4 };
 
 // act(z), and dy times its derivative; comparisons are such that not a number passes, as in torch.
@@ -45,10 +44,10 @@ struct Tally {  // of one vector of columns
   vd mean, m2;
 };
 
-LC_INLINE void merge(Tally& t, double before, double count, vf first, vf s1, vf s2) {
-  const vd sum = widen(s1), delta = widen(first) + sum * (1 / count) - t.mean;
-  t.m2 += widen(s2) - sum * sum * (1 / count) + delta * delta * (before * count / (before + count));
-  t.mean += delta * (count / (before + count));
+LC_INLINE void merge(Tally& t, double before, double each, double share, vf shift, vf s1, vf s2) {
+  const vd sum = widen(s1), delta = widen(shift) + sum * each - t.mean;
+  t.m2 += widen(s2) - sum * sum * each + delta * delta * (before * share);
+  t.mean += delta * share;
 }
 
 // kVectors vectors of columns from `x` on, rows apart by `width`; `part`: only so many columns, of one vector.
@@ -58,19 +57,23 @@ LC_INLINE void tally(const typename T::type* x, int64_t width, int64_t rows, int
   for (int64_t from = 0; from < rows; from += kTile) {
     const int64_t count = rows - from < kTile ? rows - from : (int64_t)kTile;
     const typename T::type* p = x + from * width;
-    vf first[kVectors], s1[kVectors] = {}, s2[kVectors] = {};
-    for (int v = 0; v < kVectors; ++v) first[v] = part ? load_part<T>(p, part) : T::load(p + v * kFloats);
-    for (int64_t i = 1; i < count; ++i) {
-      p += width;
-      __builtin_prefetch(p + 8 * width);
+    vf shift[kVectors] = {}, s1[kVectors] = {}, s2[kVectors] = {};
+    for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        shift[v] += part ? load_part<T>(p + i * width, part) : T::load(p + i * width + v * kFloats);
+    }
+    for (int v = 0; v < kVectors; ++v) shift[v] *= 1.0f / (float)count;
+    for (int64_t i = 0; i < count; ++i, p += width) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const vf d = (part ? load_part<T>(p, part) : T::load(p + v * kFloats)) - first[v];
+        const vf d = (part ? load_part<T>(p, part) : T::load(p + v * kFloats)) - shift[v];
         s1[v] += d;
         s2[v] += d * d;
       }
     }
-    for (int v = 0; v < kVectors; ++v) merge(t[v], (double)from, (double)count, first[v], s1[v], s2[v]);
+    const double each = count == kTile ? 1.0 / kTile : 1 / (double)count, share = (double)count / (double)(from + count);
+    for (int v = 0; v < kVectors; ++v) merge(t[v], (double)from, each, share, shift[v], s1[v], s2[v]);
   }
   for (int v = 0; v < kVectors; ++v) {
     const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
@@ -106,25 +109,36 @@ static void norm_stats(const lc_norm& n, int64_t begin, int64_t end) {
   n.dtype == LC_BF16 ? stats_of<B16>(n, begin, end) : stats_of<F32>(n, begin, end);
 }
 
-// Channels [begin, end): chunks, and the pixels of a row, become one mean and variance.
+// Columns [begin, end): the chunks, merged into the first of them.
 static void norm_merge(const lc_norm& n, int64_t begin, int64_t end) {
+  double *mean = n.plan.sums, *m2 = mean + n.plan.width;
+  for (int64_t chunk = 1; chunk < n.plan.chunks; ++chunk) {
+    const int64_t from = chunk * n.plan.per_chunk;
+    const int64_t rows = n.plan.rows - from < n.plan.per_chunk ? n.plan.rows - from : n.plan.per_chunk;
+    const double share = (double)rows / (double)(from + rows), both = (double)from * share;
+    const double *other = mean + chunk * 2 * n.plan.width, *other2 = other + n.plan.width;
+    for (int64_t c = begin; c < end; ++c) {
+      const double delta = other[c] - mean[c];
+      m2[c] += other2[c] + delta * delta * both;
+      mean[c] += delta * share;
+    }
+  }
+}
+
+// Channels [begin, end): the pixels of a row become one mean and variance.
+static void norm_settle(const lc_norm& n, int64_t begin, int64_t end) {
+  const double *means = n.plan.sums, *m2s = means + n.plan.width;
   for (int64_t c = begin; c < end; ++c) {
-    double mean = 0, m2 = 0, before = 0;
-    for (int64_t chunk = 0; chunk < n.plan.chunks; ++chunk) {
-      const int64_t from = chunk * n.plan.per_chunk;
-      const int64_t rows = n.plan.rows - from < n.plan.per_chunk ? n.plan.rows - from : n.plan.per_chunk;
-      const double* sums = n.plan.sums + chunk * 2 * n.plan.width;
-      for (int64_t at = c; at < n.plan.width; at += n.channels) {
-        const double count = (double)rows, delta = sums[at] - mean;
-        m2 += sums[n.plan.width + at] + delta * delta * (before * count / (before + count));
-        mean += delta * (count / (before + count));
-        before += count;
-      }
+    double mean = means[c], m2 = m2s[c], before = 1;
+    for (int64_t at = c + n.channels; at < n.plan.width; at += n.channels, ++before) {
+      const double delta = means[at] - mean;
+      m2 += m2s[at] + delta * delta * ((double)n.plan.rows * before / (before + 1));
+      mean += delta / (before + 1);
     }
     n.mean[c] = (float)mean;
     n.rest[c] = (float)(mean - (double)n.mean[c]);
-    const double var = m2 / before;
-    n.var[c] = var > 0 ? (float)var : var == var ? 0.0f : (float)var;
+    const double var = m2 / (double)n.rows;
+    n.var[c] = var < 0 ? 0.0f : (float)var;
   }
 }
 
@@ -179,12 +193,10 @@ LC_INLINE void weigh(const lc_norm& n, int64_t from, int64_t rows, int64_t c, in
     a[v] = part ? load_part<F32>(n.plan.a + at, part) : F32::load(n.plan.a + at);
     b[v] = part ? load_part<F32>(n.plan.b + at, part) : F32::load(n.plan.b + at);
   }
-  for (int64_t tile = 0; tile < rows; tile += kTile) {
-    const int64_t count = rows - tile < kTile ? rows - tile : (int64_t)kTile;
+  for (int64_t run = 0; run < rows; run += kRun) {
+    const int64_t count = rows - run < kRun ? rows - run : (int64_t)kRun;
     vf s[kVectors] = {}, d[kVectors] = {};
     for (int64_t i = 0; i < count; ++i, x += width, dy += width) {
-      __builtin_prefetch(x + 8 * width);
-      __builtin_prefetch(dy + 8 * width);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const vf t = (part ? load_part<T>(x, part) : T::load(x + v * kFloats)) - shift[v];
@@ -214,23 +226,29 @@ static void sums_of(const lc_norm& n, int64_t begin, int64_t end) {
   }
 }
 
+// Columns [begin, end): the chunks, added to the first of them.
+static void norm_add(const lc_norm& n, int64_t begin, int64_t end) {
+  double *sum = n.plan.sums, *dot = sum + n.plan.width;
+  for (int64_t chunk = 1; chunk < n.plan.chunks; ++chunk) {
+    const double *other = sum + chunk * 2 * n.plan.width, *other2 = other + n.plan.width;
+    for (int64_t c = begin; c < end; ++c) sum[c] += other[c], dot[c] += other2[c];
+  }
+}
+
 // Channels [begin, end): the gradients of beta and gamma, and what dx = a g + k (x - mean) + c needs.
 static void norm_slopes(const lc_norm& n, int64_t begin, int64_t end) {
-  const double m = (double)(n.rows);
+  const double each = 1 / (double)n.rows, *sums = n.plan.sums;
   for (int64_t c = begin; c < end; ++c) {
     double sum = 0, dot = 0;
-    for (int64_t chunk = 0; chunk < n.plan.chunks; ++chunk) {
-      const double* sums = n.plan.sums + chunk * 2 * n.plan.width;
-      for (int64_t at = c; at < n.plan.width; at += n.channels) sum += sums[at], dot += sums[n.plan.width + at];
-    }
+    for (int64_t at = c; at < n.plan.width; at += n.channels) sum += sums[at], dot += sums[n.plan.width + at];
     const double inverse = 1 / __builtin_sqrt((double)n.var[c] + n.eps), rest = n.rest[c];
     const double dgamma = (dot - rest * sum) * inverse, a = (n.gamma ? n.gamma[c] : 1.0) * inverse;
     n.dbeta[c] = (float)sum;
     n.dgamma[c] = (float)dgamma;
-    const double k = n.given ? 0 : -a * inverse * dgamma / m;
+    const double k = n.given ? 0 : -a * inverse * dgamma * each;
     for (int64_t at = c; at < n.plan.width; at += n.channels) {
       n.plan.k[at] = (float)k;
-      n.plan.c[at] = n.given ? 0.0f : (float)(-a * sum / m - k * rest);
+      n.plan.c[at] = n.given ? 0.0f : (float)(-a * sum * each - k * rest);
     }
   }
 }

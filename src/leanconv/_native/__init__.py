@@ -19,9 +19,9 @@ from importlib.resources import as_file, files
 
 from leanconv.errors import Error
 
-__all__ = ["ABI", "ISAS", "Library", "Mask", "available", "explain", "forced", "isa", "load"]
+__all__ = ["ABI", "ISAS", "Library", "Mask", "Norm", "available", "explain", "forced", "isa", "load"]
 
-ABI = 1
+ABI = 2
 ISAS = ("scalar", "avx2", "avx512", "neon")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
 _FAILURES = {
@@ -30,6 +30,11 @@ _FAILURES = {
     3: "an argument is out of range",
     4: "the thread pool failed",
 }
+
+
+_NORM_ADDRESSES = (
+    "x", "dy", "y", "dx", "gamma", "beta", "mean", "rest", "var", "dgamma", "dbeta", "scratch", "parallel_for",
+)  # fmt: skip
 
 
 class Mask(ctypes.Structure):
@@ -48,7 +53,26 @@ class Mask(ctypes.Structure):
     )
 
 
+class Norm(ctypes.Structure):
+    """``lc_norm`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("act", ctypes.c_int32),
+        ("given", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _NORM_ADDRESSES),
+        ("plan", ctypes.c_int64 * 10),
+    )
+
+
 _SIZE = ctypes.sizeof(Mask)
+_NORM_SIZE = ctypes.sizeof(Norm)
 
 
 @dataclass(frozen=True)
@@ -108,6 +132,53 @@ class Library:
     ) -> None:
         """Fill ``out``: 0 for the ``limit`` smallest 32-bit words of each row, else 1; see :meth:`keep_mask`."""
         self._mask(self._handle.lc_keep_exact, isa, (key, sample, rows, elements, limit, out, parallel_for))
+
+    def norm_scratch(self, rows: int, channels: int) -> int:
+        """Bytes of scratch, aligned to 64, that a batch normalisation of (rows, channels) needs.
+
+        Raises:
+            Error: sizes out of range.
+        """
+        found = int(self._handle.lc_norm_scratch(rows, channels))
+        if found < 0:
+            raise Error(f"native norm: rows and channels must be in range, got rows={rows} and channels={channels}")
+        return found
+
+    def norm(
+        self,
+        backward: bool,
+        sizes: tuple[int, int],
+        addresses: dict[str, int],
+        *,
+        dtype: int = 0,
+        act: int = 0,
+        given: bool = False,
+        eps: float = 1e-5,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Batch normalisation and the activation after it, of (rows, channels); see native/leanconv.h.
+
+        Args:
+            backward: the gradients instead.
+            sizes: rows and channels.
+            addresses: by name, of what the direction reads and writes; absent ones are null.
+            dtype: 0 float32, 1 bfloat16.
+            act: 0 none, 1 ReLU, 2 ReLU6, 3 hard-swish, 4 SiLU.
+            given: statistics are given.
+            eps: added to the variance.
+            parallel_for: as of :meth:`keep_mask`.
+            isa: as of :meth:`keep_mask`.
+
+        Raises:
+            Error: the library refused.
+        """
+        number = self._numbers.get(isa or self.isa, -1)
+        norm = Norm(_NORM_SIZE, number, dtype, act, given, 0, *sizes, eps, parallel_for=parallel_for, **addresses)
+        failure = (self._handle.lc_norm_backward if backward else self._handle.lc_norm_forward)(ctypes.byref(norm))
+        if failure:
+            why = _FAILURES.get(failure, f"failure {failure}")
+            raise Error(f"native norm: {why}, got isa={isa or self.isa}, (rows, channels) = {sizes}")
 
     def _mask(self, function: Callable[[object], int], isa: str | None, fields: tuple[int | None, ...]) -> None:
         mask = Mask(_SIZE, self._numbers.get(isa or self.isa, -1), *fields)
@@ -198,8 +269,10 @@ def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
     try:
         handle = ctypes.CDLL(path)
         handle.lc_isas.restype = ctypes.c_char_p
-        for function in (handle.lc_keep_mask, handle.lc_keep_exact):
+        for function in (handle.lc_keep_mask, handle.lc_keep_exact, handle.lc_norm_forward, handle.lc_norm_backward):
             function.argtypes = (ctypes.c_void_p,)
+        handle.lc_norm_scratch.argtypes = (ctypes.c_int64, ctypes.c_int64)
+        handle.lc_norm_scratch.restype = ctypes.c_int64
         abi = handle.lc_abi()
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); install leanconv again"

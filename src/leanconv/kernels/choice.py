@@ -19,7 +19,11 @@ from leanconv.errors import Error
 __all__ = ["Choice", "choose", "decide", "explain"]
 
 # Operation -> dtypes of its result for which there is native code.
-NATIVE: dict[str, tuple[torch.dtype, ...]] = {"keep_mask": (torch.bool,), "keep_exact": (torch.bool,)}
+NATIVE: dict[str, tuple[torch.dtype, ...]] = {
+    "keep_mask": (torch.bool,),
+    "keep_exact": (torch.bool,),
+    "norm_act": (torch.float32, torch.bfloat16),
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from leanconv.errors import Error
+from leanconv.kernels.choice import decide
+from leanconv.kernels.norm import ACTIVATIONS as ACTIVATIONS_FUSED
+from leanconv.kernels.norm import in_rows, norm_act
+from leanconv.kernels.ops import eager
 from leanconv.techniques.batchnorm.normalise import normalise
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "freeze", "frozen", "unfreeze"]
@@ -142,10 +146,21 @@ class BatchNorm(nn.Module):
                 raise Error(f"{name}: training needs more than one value per channel, got shape {tuple(x.shape)}")
             batch = False
         given = (None, None) if batch else (self.running_mean, self.running_var)
-        y, mean, var = normalise(x, self.weight, self.bias, self.eps, *given)
+        act = self._fused(x)
+        if act is None:
+            y, mean, var = normalise(x, self.weight, self.bias, self.eps, *given)
+        else:
+            y, mean, var = norm_act(x, self.weight, self.bias, *given, self.eps, act)
         if batch:
             self._track(mean, var, count)
-        return self._activate(y)
+        return self._activate(y) if act is None else y
+
+    def _fused(self, x: Tensor) -> str | None:
+        """The activation that native code computes with the norm; None where it does not run."""
+        act = "none" if self.activation is None else self.activation
+        if not isinstance(act, str) or act not in ACTIVATIONS_FUSED or not eager(x) or not in_rows(x):
+            return None
+        return act if decide("norm_act", tuple(x.shape), x.dtype, x.device.type).implementation == "native" else None
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() not in self.dims:

@@ -1,0 +1,268 @@
+"""Batch normalisation and the activation after it in one operation: y = act(gamma (x - mean) / sqrt(var + eps) + beta).
+
+Eager operations read and write the maps ten times, forward and backward, and keep two tensors of their size; this one
+reads x twice and writes y, reads x and dy twice and writes dx, and keeps x alone: the activation is computed again from
+it. Statistics are sums about a value of their own, merged in float64 in an order that depends on the shape alone, and
+the mean is a float32 with what rounding left of it (``rest``), so that neither a mean of 1e4 nor the number of threads
+shows in the results.
+
+Sources: Ioffe and Szegedy 2015, arXiv 1502.03167 (the gradients); Chan, Golub and LeVeque 1983 (merging of moments);
+Bulo, Porzi and Kontschieder 2018, arXiv 1712.02616 (activations recomputed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from leanconv import _native
+from leanconv.errors import Error
+from leanconv.kernels.choice import decide
+from leanconv.kernels.ops import eager, register, register_autograd
+from leanconv.kernels.threads import parallel_for
+
+__all__ = ["ACTIVATIONS", "in_rows", "norm_act", "norm_act_reference"]
+
+ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
+_FUNCTIONS = (lambda z: z, F.relu, F.relu6, F.hardswish, F.silu)
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def norm_act(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y = act(gamma (x - mean) / sqrt(var + eps) + beta), with the batch's statistics where none are given.
+
+    Half precision is a type of storage: it is computed in float32. Differentiable in x, weight and bias, twice too.
+
+    Args:
+        x: (N, C) or (N, C, ...), with elements.
+        weight: gamma, (C,); None: 1.
+        bias: beta, (C,); None: 0.
+        mean: (C,), taken as a constant; with ``var`` or not at all.
+        var: (C,), likewise.
+        eps: added to the variance.
+        act: one of :data:`ACTIVATIONS`.
+
+    Returns:
+        y in the shape, dtype and memory format of x; the mean and the biased variance that were used, (C,), without
+        gradient.
+
+    Raises:
+        Error: no elements, vectors that do not fit, one of mean and var alone, or no such activation.
+    """
+    if act not in ACTIVATIONS:
+        raise Error(f"norm_act: act must be one of {', '.join(ACTIVATIONS)}, got act={act!r}")
+    if x.dim() < 2 or not x.numel():
+        raise Error(f"norm_act: x must be (N, C, ...) with elements, got shape {tuple(x.shape)}")
+    if (mean is None) != (var is None):
+        raise Error(f"norm_act: mean and var must come together, got mean={mean is not None} and var={var is not None}")
+    for name, vector in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var)):
+        if vector is not None and vector.shape != (x.shape[1],):
+            raise Error(f"norm_act: {name} must have shape ({x.shape[1]},), got {tuple(vector.shape)}")
+    gamma, beta, mean, var = (None if v is None else v.to(_wide(x)) for v in (weight, bias, mean, var))
+    number = ACTIVATIONS.index(act)
+    if not eager(x):
+        y, used, _, spread = torch.ops.leanconv.norm_act(x, gamma, beta, mean, var, eps, number)
+    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gamma, beta)):
+        y, used, _, spread = _NormAct.apply(x, gamma, beta, mean, var, eps, number)  # type: ignore[no-untyped-call]
+    else:
+        y, used, _, spread = _forward(x, gamma, beta, mean, var, eps, number)
+    return y, used, spread
+
+
+def norm_act_reference(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    mean: Tensor | None = None,
+    var: Tensor | None = None,
+    eps: float = 1e-5,
+    act: str = "none",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`norm_act` step by step, for reading; torch differentiates it."""
+    z = x.to(_wide(x))
+    over = [d for d in range(x.dim()) if d != 1]
+    spread = [1, -1] + [1] * (x.dim() - 2)
+    if mean is None or var is None:
+        mean = z.mean(over)
+        var = (z - mean.view(spread)).square().mean(over)
+    z = (z - mean.to(z.dtype).view(spread)) * (var.to(z.dtype) + eps).rsqrt().view(spread)
+    z = z if weight is None else z * weight.to(z.dtype).view(spread)
+    z = z if bias is None else z + bias.to(z.dtype).view(spread)
+    return _FUNCTIONS[ACTIVATIONS.index(act)](z).to(x.dtype), mean.detach(), var.detach()
+
+
+def in_rows(x: Tensor) -> bool:
+    """Whether the channels of each pixel lie side by side, as the native code needs them: channels_last, or (N, C)."""
+    return x.movedim(1, -1).is_contiguous()
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
+def _forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float, act: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if decide("norm_act", tuple(x.shape), x.dtype, x.device.type).implementation == "native":
+        y, *vectors = _native_forward(_rows(x), weight, bias, mean, var, eps, act)
+        return _as(y, x), vectors[0], vectors[1], vectors[2]
+    y, used, spread = norm_act_reference(x.detach(), weight, bias, mean, var, eps, ACTIVATIONS[act])
+    return y, used.to(_wide(x)).clone(), torch.zeros_like(used, dtype=_wide(x)), spread.to(_wide(x)).clone()
+
+
+def _native_forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float, act: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels = x.shape[1]
+    y = torch.empty_like(x)
+    if mean is None or var is None:
+        used, rest, spread = (torch.empty(channels) for _ in range(3))
+    else:
+        used, rest, spread = mean.clone(), torch.zeros(channels), var.clone()
+    read = _present(gamma=weight, beta=bias)
+    _call(False, x, act, mean is not None, eps, y=y, mean=used, rest=rest, var=spread, **read)
+    return y, used, rest, spread
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rest: Tensor,
+    var: Tensor,
+    eps: float,
+    act: int,
+    given: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if decide("norm_act", tuple(x.shape), x.dtype, x.device.type).implementation != "native":
+        return _gradients(dy, x, weight, bias, (mean, var) if given else None, eps, act)
+    like, x, dy = x, _rows(x), _rows(dy.to(x.dtype))
+    dx = torch.empty_like(x)
+    dgamma, dbeta = torch.empty_like(mean), torch.empty_like(mean)
+    read = _present(gamma=weight, beta=bias)
+    written = {"dx": dx, "dgamma": dgamma, "dbeta": dbeta}
+    _call(True, x, act, given, eps, dy=dy, mean=mean, rest=rest, var=var, **written, **read)
+    return _as(dx, like), dgamma, dbeta
+
+
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    given: tuple[Tensor, Tensor] | None,
+    eps: float,
+    act: int,
+    again: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Through the reference, differentiable where that is asked for (``again``)."""
+    ones = torch.ones(x.shape[1], device=x.device, dtype=_wide(x))
+    sources = (x, ones if weight is None else weight, ones - 1 if bias is None else bias)
+    mean, var = given or (None, None)
+    with torch.enable_grad():
+        inputs = [t if again and t.requires_grad else t.detach().requires_grad_() for t in sources]
+        y = norm_act_reference(inputs[0], inputs[1], inputs[2], mean, var, eps, ACTIVATIONS[act])[0]
+        found = torch.autograd.grad(y, inputs, dy, create_graph=again)
+    return found[0], found[1], found[2]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """The same values with the channels of each pixel side by side."""
+    return x if in_rows(x) else x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _as(y: Tensor, x: Tensor) -> Tensor:
+    """The same values laid out as x is."""
+    return y if y.stride() == x.stride() else torch.empty_like(x).copy_(y)
+
+
+def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
+    return {name: t.contiguous() for name, t in tensors.items() if t is not None}
+
+
+def _call(backward: bool, x: Tensor, act: int, given: bool, eps: float, **tensors: Tensor) -> None:
+    library = _native.load()
+    assert library is not None  # the choice said so
+    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    scratch = torch.empty(library.norm_scratch(rows, channels) + 64, dtype=torch.uint8)
+    address = (scratch.data_ptr() + 63) // 64 * 64
+    addresses = {name: t.data_ptr() for name, t in tensors.items()} | {"x": x.data_ptr(), "scratch": address}
+    library.norm(
+        backward, (rows, channels), addresses, dtype=_DTYPES[x.dtype], act=act, given=given, eps=eps,
+        parallel_for=parallel_for(),
+    )  # fmt: skip
+
+
+def _fake_forward(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, eps: float, act: int) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *(x.new_empty(x.shape[1], dtype=_wide(x)) for _ in range(3))
+
+
+def _fake_backward(dy: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *(x.new_empty(x.shape[1], dtype=_wide(x)) for _ in range(2))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, mean, _, ctx.eps, ctx.act = inputs
+    ctx.given = mean is not None
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+
+
+def _differentiate(
+    backward: Callable[..., tuple[Tensor, ...]], ctx: Any, dy: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 7
+    x, weight, bias, mean, rest, var = ctx.saved_tensors
+    if torch.is_grad_enabled():  # the gradient is to be differentiated again
+        given = (mean, var) if ctx.given else None
+        dx, dgamma, dbeta = _gradients(dy, x, weight, bias, given, ctx.eps, ctx.act, again=True)
+    else:
+        dx, dgamma, dbeta = backward(dy, x, weight, bias, mean, rest, var, ctx.eps, ctx.act, ctx.given)
+    return dx, None if weight is None else dgamma, None if bias is None else dbeta, None, None, None, None
+
+
+class _NormAct(torch.autograd.Function):
+    """The same gradient without torch's dispatcher on the way, which takes longer than a small layer."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _forward(*inputs)
+        _keep(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return _differentiate(_backward, ctx, *grads)
+
+
+_VECTORS = "Tensor? weight, Tensor? bias"
+register(
+    f"norm_act(Tensor x, {_VECTORS}, Tensor? mean, Tensor? var, float eps, int act) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    {"CompositeExplicitAutograd": _forward},
+    _fake_forward,
+)
+register(
+    f"norm_act_backward(Tensor dy, Tensor x, {_VECTORS}, Tensor mean, Tensor rest, Tensor var, float eps, int act, "
+    "bool given) -> (Tensor, Tensor, Tensor)",
+    {"CompositeExplicitAutograd": _backward},
+    _fake_backward,
+)
+register_autograd("norm_act", partial(_differentiate, torch.ops.leanconv.norm_act_backward), _keep)

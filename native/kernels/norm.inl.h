@@ -7,7 +7,7 @@
 // Statistics: tiles of kTile rows, which lie in the first-level cache, are shifted by their own mean, so nothing cancels.
 // Tiles are merged in float64 (Chan, Golub, LeVeque 1983), chunks of rows too, in an order that knows nothing of threads.
 
-enum { kTile = 32, kRun = 8 };  // rows summed in float32 before they go on: fewer, so that rounding stays small
+enum { kTile = 16, kRun = 8, kStrip = 1024 };  // rows at a time: few, so that rounding stays small
 enum { kNone = 0, kRelu = 1, kRelu6 = 2, kHardswish = 3, kSilu = 4 };
 
 // act(z), and dy times its derivative; comparisons are such that not a number passes, as in torch.
@@ -50,59 +50,81 @@ LC_INLINE void merge(Tally& t, double before, double each, double share, vf shif
   t.mean += delta * share;
 }
 
-// kVectors vectors of columns from `x` on, rows apart by `width`; `part`: only so many columns, of one vector.
-template <typename T, int kVectors>
-LC_INLINE void tally(const typename T::type* x, int64_t width, int64_t rows, int64_t part, double* mean, double* m2) {
-  Tally t[kVectors] = {};
-  for (int64_t from = 0; from < rows; from += kTile) {
-    const int64_t count = rows - from < kTile ? rows - from : (int64_t)kTile;
-    const typename T::type* p = x + from * width;
-    vf shift[kVectors] = {}, s1[kVectors] = {}, s2[kVectors] = {};
-    for (int64_t i = 0; i < count; ++i) {
+// Calls f(column, part) for each vector of columns, kVectors of them in one turn; part is 0, or how many columns are left
+// where they make no whole vector.
+template <int kVectors, typename F>
+LC_INLINE void columns(int64_t width, F f) {
+  int64_t c = 0;
+  for (; c + kVectors * kFloats <= width; c += kVectors * kFloats) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        shift[v] += part ? load_part<T>(p + i * width, part) : T::load(p + i * width + v * kFloats);
-    }
-    for (int v = 0; v < kVectors; ++v) shift[v] *= 1.0f / (float)count;
-    for (int64_t i = 0; i < count; ++i, p += width) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const vf d = (part ? load_part<T>(p, part) : T::load(p + v * kFloats)) - shift[v];
-        s1[v] += d;
-        s2[v] += d * d;
-      }
-    }
-    const double each = count == kTile ? 1.0 / kTile : 1 / (double)count, share = (double)count / (double)(from + count);
-    for (int v = 0; v < kVectors; ++v) merge(t[v], (double)from, each, share, shift[v], s1[v], s2[v]);
+    for (int v = 0; v < kVectors; ++v) f(c + v * kFloats, 0);
   }
-  for (int v = 0; v < kVectors; ++v) {
-    const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
-    __builtin_memcpy(mean + v * kFloats, &t[v].mean, bytes);
-    __builtin_memcpy(m2 + v * kFloats, &t[v].m2, bytes);
-  }
+  for (; c < width; c += kFloats) f(c, width - c < kFloats ? width - c : (int64_t)0);
 }
 
-// Calls f(column, part) for kVectors vectors at a time, then for one, then for what is left of one.
-template <int kVectors, typename Many, typename One>
-LC_INLINE void columns(int64_t width, Many many, One one) {
-  int64_t c = 0;
-  for (; c + kVectors * kFloats <= width; c += kVectors * kFloats) many(c);
-  for (; c < width; c += kFloats) one(c, width - c < kFloats ? width - c : (int64_t)0);
+template <typename T>
+LC_INLINE vf some(const typename T::type* p, int64_t part) {
+  return part ? load_part<T>(p, part) : T::load(p);
+}
+template <typename T>
+LC_INLINE void put(typename T::type* p, vf v, int64_t part) {
+  part ? store_part<T>(p, v, part) : T::store(p, v);
+}
+
+// `count` rows of a strip of at most kStrip columns, `before` rows after the first of its chunk, merged into `mean` and
+// `m2`. Rows are read one after the other, as memory lies: sums wait in the first-level cache.
+template <typename T>
+LC_INLINE void tally(const typename T::type* x, int64_t width, int64_t strip, int64_t count, int64_t before, double* mean,
+                     double* m2) {
+  float shift[kStrip], s1[kStrip], s2[kStrip];
+  const vf zero = {};
+  columns<1>(strip, [&](int64_t c, int64_t) {
+    F32::store(shift + c, zero), F32::store(s1 + c, zero), F32::store(s2 + c, zero);
+  });
+  for (int64_t i = 0; i < count; ++i)
+    columns<LC_UNROLL>(strip, [&](int64_t c, int64_t part) {
+      F32::store(shift + c, F32::load(shift + c) + some<T>(x + i * width + c, part));
+    });
+  const vf mean_of = splat_f(1.0f / (float)count);
+  columns<1>(strip, [&](int64_t c, int64_t) { F32::store(shift + c, F32::load(shift + c) * mean_of); });
+  for (int64_t i = 0; i < count; ++i)
+    columns<LC_UNROLL>(strip, [&](int64_t c, int64_t part) {
+      const vf d = some<T>(x + i * width + c, part) - F32::load(shift + c);
+      F32::store(s1 + c, F32::load(s1 + c) + d);
+      F32::store(s2 + c, F32::load(s2 + c) + d * d);
+    });
+  const double each = count == kTile ? 1.0 / kTile : 1 / (double)count, share = (double)count / (double)(before + count);
+  columns<1>(strip, [&](int64_t c, int64_t part) {
+    const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
+    Tally t = {};
+    if (before) __builtin_memcpy(&t.mean, mean + c, bytes), __builtin_memcpy(&t.m2, m2 + c, bytes);
+    merge(t, (double)before, each, share, F32::load(shift + c), F32::load(s1 + c), F32::load(s2 + c));
+    __builtin_memcpy(mean + c, &t.mean, bytes);
+    __builtin_memcpy(m2 + c, &t.m2, bytes);
+  });
+}
+
+// Calls f(row, count, column, strip, before, chunk) for every strip of every `tile` rows of the chunks [begin, end).
+template <typename F>
+LC_INLINE void each_tile(const lc_norm& n, int64_t begin, int64_t end, int64_t tile, F f) {
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t first = chunk * n.plan.per_chunk;
+    const int64_t rows = n.plan.rows - first < n.plan.per_chunk ? n.plan.rows - first : n.plan.per_chunk;
+    for (int64_t from = 0; from < rows; from += tile)
+      for (int64_t c = 0; c < n.plan.width; c += kStrip)
+        f(first + from, rows - from < tile ? rows - from : tile, c,
+          n.plan.width - c < kStrip ? n.plan.width - c : (int64_t)kStrip, from, n.plan.sums + chunk * 2 * n.plan.width);
+  }
 }
 
 template <typename T>
 static void stats_of(const lc_norm& n, int64_t begin, int64_t end) {
-  const typename T::type* x = (const typename T::type*)n.x;
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t from = chunk * n.plan.per_chunk;
-    const int64_t rows = n.plan.rows - from < n.plan.per_chunk ? n.plan.rows - from : n.plan.per_chunk;
-    const typename T::type* p = x + from * n.plan.width;
-    double *mean = n.plan.sums + chunk * 2 * n.plan.width, *m2 = mean + n.plan.width;
-    columns<LC_UNROLL>(
-        n.plan.width,
-        [&](int64_t c) { tally<T, LC_UNROLL>(p + c, n.plan.width, rows, 0, mean + c, m2 + c); },
-        [&](int64_t c, int64_t part) { tally<T, 1>(p + c, n.plan.width, rows, part, mean + c, m2 + c); });
-  }
+  const int64_t width = n.plan.width;
+  each_tile(n, begin, end, kTile,
+            [&](int64_t row, int64_t count, int64_t c, int64_t strip, int64_t before, double* sums) {
+              const typename T::type* x = (const typename T::type*)n.x + row * width + c;
+              tally<T>(x, width, strip, count, before, sums + c, sums + width + c);
+            });
 }
 
 static void norm_stats(const lc_norm& n, int64_t begin, int64_t end) {
@@ -158,72 +180,43 @@ static void norm_factors(const lc_norm& n, int64_t begin, int64_t end) {
 template <typename T, int act>
 static void apply_of(const lc_norm& n, int64_t begin, int64_t end) {
   const int64_t width = n.plan.width;
-  const float *shift = n.plan.shift, *a = n.plan.a, *b = n.plan.b;
+  const float *shift = n.plan.shift, *a = n.plan.a, *b = n.plan.b;  // as long as whole vectors are
   for (int64_t row = begin; row < end; ++row) {
     const typename T::type* x = (const typename T::type*)n.x + row * width;
     typename T::type* y = (typename T::type*)n.y + row * width;
-    columns<2>(
-        width,
-        [&](int64_t c) {
-#pragma GCC unroll 2
-          for (int v = 0; v < 2; ++v, c += kFloats)
-            T::store(y + c, activated<act>((T::load(x + c) - F32::load(shift + c)) * F32::load(a + c) + F32::load(b + c)));
-        },
-        [&](int64_t c, int64_t part) {
-          const int64_t m = part ? part : (int64_t)kFloats;
-          const vf z = (load_part<T>(x + c, m) - load_part<F32>(shift + c, m)) * load_part<F32>(a + c, m);
-          store_part<T>(y + c, activated<act>(z + load_part<F32>(b + c, m)), m);
-        });
+    columns<2>(width, [&](int64_t c, int64_t part) {
+      const vf z = (some<T>(x + c, part) - F32::load(shift + c)) * F32::load(a + c) + F32::load(b + c);
+      put<T>(y + c, activated<act>(z), part);
+    });
   }
 }
 
 // --- backward -----------------------------------------------------------------------------------------------------
 
-// Sums over a chunk of g and of g (x - mean), g = dy act'(z), for kVectors vectors of columns.
-template <typename T, int act, int kVectors>
-LC_INLINE void weigh(const lc_norm& n, int64_t from, int64_t rows, int64_t c, int64_t part, double* sum, double* dot) {
-  const int64_t width = n.plan.width;
-  const typename T::type* x = (const typename T::type*)n.x + from * width + c;
-  const typename T::type* dy = (const typename T::type*)n.dy + from * width + c;
-  vf shift[kVectors], a[kVectors], b[kVectors];
-  vd total[kVectors] = {}, product[kVectors] = {};
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t at = c + v * kFloats;
-    shift[v] = part ? load_part<F32>(n.plan.shift + at, part) : F32::load(n.plan.shift + at);
-    a[v] = part ? load_part<F32>(n.plan.a + at, part) : F32::load(n.plan.a + at);
-    b[v] = part ? load_part<F32>(n.plan.b + at, part) : F32::load(n.plan.b + at);
-  }
-  for (int64_t run = 0; run < rows; run += kRun) {
-    const int64_t count = rows - run < kRun ? rows - run : (int64_t)kRun;
-    vf s[kVectors] = {}, d[kVectors] = {};
-    for (int64_t i = 0; i < count; ++i, x += width, dy += width) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const vf t = (part ? load_part<T>(x, part) : T::load(x + v * kFloats)) - shift[v];
-        const vf g = passed<act>(t * a[v] + b[v], part ? load_part<T>(dy, part) : T::load(dy + v * kFloats));
-        s[v] += g;
-        d[v] += g * t;
-      }
-    }
-    for (int v = 0; v < kVectors; ++v) total[v] += widen(s[v]), product[v] += widen(d[v]);
-  }
-  for (int v = 0; v < kVectors; ++v) {
-    const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
-    __builtin_memcpy(sum + v * kFloats, &total[v], bytes);
-    __builtin_memcpy(dot + v * kFloats, &product[v], bytes);
-  }
-}
-
+// Sums over the rows of each chunk of g and of g (x - mean), g = dy act'(z).
 template <typename T, int act>
 static void sums_of(const lc_norm& n, int64_t begin, int64_t end) {
-  for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t from = chunk * n.plan.per_chunk;
-    const int64_t rows = n.plan.rows - from < n.plan.per_chunk ? n.plan.rows - from : n.plan.per_chunk;
-    double *sum = n.plan.sums + chunk * 2 * n.plan.width, *dot = sum + n.plan.width;
-    columns<LC_UNROLL>(
-        n.plan.width, [&](int64_t c) { weigh<T, act, LC_UNROLL>(n, from, rows, c, 0, sum + c, dot + c); },
-        [&](int64_t c, int64_t part) { weigh<T, act, 1>(n, from, rows, c, part, sum + c, dot + c); });
-  }
+  const int64_t width = n.plan.width;
+  each_tile(n, begin, end, kRun,
+            [&](int64_t row, int64_t count, int64_t from, int64_t strip, int64_t before, double* sums) {
+              const typename T::type* x = (const typename T::type*)n.x + row * width + from;
+              const typename T::type* dy = (const typename T::type*)n.dy + row * width + from;
+              const float *shift = n.plan.shift + from, *a = n.plan.a + from, *b = n.plan.b + from;
+              float s[kStrip], d[kStrip];
+              columns<1>(strip, [&](int64_t c, int64_t) { F32::store(s + c, vf{}), F32::store(d + c, vf{}); });
+              for (int64_t i = 0; i < count; ++i, x += width, dy += width)
+                columns<LC_UNROLL>(strip, [&](int64_t c, int64_t part) {
+                  const vf t = some<T>(x + c, part) - F32::load(shift + c);
+                  const vf g = passed<act>(t * F32::load(a + c) + F32::load(b + c), some<T>(dy + c, part));
+                  F32::store(s + c, F32::load(s + c) + g);
+                  F32::store(d + c, F32::load(d + c) + g * t);
+                });
+              double *sum = sums + from, *dot = sum + width;
+              for (int64_t c = 0; c < strip; ++c) {
+                sum[c] = before ? sum[c] + (double)s[c] : (double)s[c];
+                dot[c] = before ? dot[c] + (double)d[c] : (double)d[c];
+              }
+            });
 }
 
 // Columns [begin, end): the chunks, added to the first of them.
@@ -261,22 +254,11 @@ static void gradient_of(const lc_norm& n, int64_t begin, int64_t end) {
     const typename T::type* x = (const typename T::type*)n.x + row * width;
     const typename T::type* dy = (const typename T::type*)n.dy + row * width;
     typename T::type* dx = (typename T::type*)n.dx + row * width;
-    columns<2>(
-        width,
-        [&](int64_t c) {
-#pragma GCC unroll 2
-          for (int v = 0; v < 2; ++v, c += kFloats) {
-            const vf t = T::load(x + c) - F32::load(shift + c), scale = F32::load(a + c);
-            const vf g = passed<act>(t * scale + F32::load(b + c), T::load(dy + c));
-            T::store(dx + c, g * scale + (t * F32::load(k + c) + F32::load(add + c)));
-          }
-        },
-        [&](int64_t c, int64_t part) {
-          const int64_t m = part ? part : (int64_t)kFloats;
-          const vf t = load_part<T>(x + c, m) - load_part<F32>(shift + c, m), scale = load_part<F32>(a + c, m);
-          const vf g = passed<act>(t * scale + load_part<F32>(b + c, m), load_part<T>(dy + c, m));
-          store_part<T>(dx + c, g * scale + (t * load_part<F32>(k + c, m) + load_part<F32>(add + c, m)), m);
-        });
+    columns<2>(width, [&](int64_t c, int64_t part) {
+      const vf t = some<T>(x + c, part) - F32::load(shift + c), scale = F32::load(a + c);
+      const vf g = passed<act>(t * scale + F32::load(b + c), some<T>(dy + c, part));
+      put<T>(dx + c, g * scale + (t * F32::load(k + c) + F32::load(add + c)), part);
+    });
   }
 }
 

@@ -1,10 +1,5 @@
 // Picks the instruction set's table and splits the work over threads; how it is split never changes a result.
-#include <stddef.h>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
-
-#include "table.h"
+#include "split.h"
 
 // LC_ISAS comes from CMakeLists.txt: X(scalar) X(avx2) X(avx512), the plainest first.
 #define X(name) extern const lc_table lc_table_##name;
@@ -42,59 +37,6 @@ bool (*const kRuns[])() = {
 #undef X
 };
 
-// Numbers below the normal range are zero while this lives: one of them costs a hundred normal ones. The caller's setting
-// comes back, in whatever thread of whoever's pool the work ran.
-class FlushToZero {
- public:
-#if defined(__SSE2__)
-  FlushToZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
-  ~FlushToZero() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-#elif defined(__aarch64__)
-  FlushToZero() {
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before_));
-    __asm__ volatile("msr fpcr, %0" : : "r"(before_ | (1ull << 24)));
-  }
-  ~FlushToZero() { __asm__ volatile("msr fpcr, %0" : : "r"(before_)); }
-
- private:
-  uint64_t before_;
-#endif
-  FlushToZero(const FlushToZero&) = delete;
-  FlushToZero& operator=(const FlushToZero&) = delete;
-};
-
-template <typename Args>
-struct Job {
-  const Args* args;
-  void (*work)(const Args&, int64_t, int64_t);
-
-  void run(int64_t begin, int64_t end) const {
-    FlushToZero flush;
-    work(*args, begin, end);
-  }
-  static void call(int64_t begin, int64_t end, void* job) { ((const Job*)job)->run(begin, end); }
-};
-
-// Work on [0, count) in parts of at least `grain`; the parts depend on the pool, so what is computed must not.
-template <typename Args>
-int32_t split(const Args* args, void (*work)(const Args&, int64_t, int64_t), int64_t count, int64_t grain) {
-  Job<Args> job = {args, work};
-  if (args->parallel_for == nullptr || count <= grain) {
-    job.run(0, count);
-    return LC_OK;
-  }
-  return args->parallel_for(0, count, grain, Job<Args>::call, &job) == 0 ? LC_OK : LC_PARALLEL_FAILED;
-}
-
-template <typename Args>
-int32_t check_head(const Args* args) {
-  if (args->size != sizeof(Args)) return LC_BAD_SIZE;
-  return lc_supported(args->isa) ? LC_OK : LC_BAD_ISA;
-}
-
 int32_t check(const lc_mask* m, int64_t most) {
   if (const int32_t bad = check_head(m)) return bad;
   if (m->rows < 0 || m->elements < 0 || m->limit < 0 || m->limit > most) return LC_BAD_ARGUMENT;
@@ -105,6 +47,7 @@ enum { kElementsPerPart = 1 << 16 };  // about 10 microseconds of work: what wak
 
 }  // namespace
 
+const lc_table& lc_table_of(int32_t isa) { return *kTables[isa]; }
 
 int32_t lc_abi(void) { return LC_ABI; }
 
@@ -119,7 +62,7 @@ int32_t lc_supported(int32_t isa) { return isa >= 0 && isa < kIsas && kRuns[isa]
 int32_t lc_keep_mask(const lc_mask* m) {
   if (const int32_t bad = check(m, 65535)) return bad;
   if (m->rows == 0 || m->elements == 0) return LC_OK;
-  const lc_table& table = *kTables[m->isa];
+  const lc_table& table = lc_table_of(m->isa);
   const int64_t blocks = m->rows * ((m->elements + 7) / 8);
   if (const int32_t bad = split(m, table.mask_blocks, blocks, kElementsPerPart / 8)) return bad;
   table.mask_revive(*m, 0, m->rows);  // looks at one element of most rows
@@ -130,5 +73,5 @@ int32_t lc_keep_exact(const lc_mask* m) {
   if (const int32_t bad = check(m, m->elements)) return bad;
   if (m->rows == 0 || m->elements == 0) return LC_OK;
   const int64_t rows = kElementsPerPart / m->elements;
-  return split(m, kTables[m->isa]->exact_rows, m->rows, rows > 1 ? rows : 1);
+  return split(m, lc_table_of(m->isa).exact_rows, m->rows, rows > 1 ? rows : 1);
 }

@@ -19,7 +19,13 @@ from leanconv.errors import Error
 __all__ = ["Choice", "choose", "decide", "explain"]
 
 # Operation -> dtypes of its result for which there is native code.
-NATIVE: dict[str, tuple[torch.dtype, ...]] = {"keep_mask": (torch.bool,), "keep_exact": (torch.bool,)}
+NATIVE: dict[str, tuple[torch.dtype, ...]] = {
+    "keep_mask": (torch.bool,),
+    "keep_exact": (torch.bool,),
+    "depthwise_forward": (torch.float32, torch.bfloat16),
+    "depthwise_input": (torch.float32, torch.bfloat16),
+    "depthwise_weight": (torch.float32, torch.bfloat16),
+}
 
 
 @dataclass(frozen=True)
@@ -39,17 +45,19 @@ def choose(
     isa: str | None = None,
     threads: int = 1,
     forced: bool | None = None,
+    geometry: tuple[int, ...] = (),
 ) -> Choice:
     """Which implementation runs; the same arguments always give the same answer.
 
     Args:
         op: operation, as ``keep_mask``.
-        shape: shape of the result.
+        shape: shape of the result; of a convolution, that of its input.
         dtype: dtype of the result.
         device: device type.
         isa: instruction set of the native library, None without one.
         threads: threads that torch may use; masks are native at any shape and any number of them.
         forced: True native required, False torch required, None free.
+        geometry: of a convolution: kernel height and width, then stride, then dilation, and the channel multiplier.
 
     Raises:
         Error: an unknown operation; native code is required and there is none.
@@ -74,12 +82,20 @@ def _lacks(op: str, dtype: torch.dtype, device: str, isa: str | None) -> str | N
     return "there is no native library" if isa is None else None
 
 
-def decide(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Choice:
+def decide(
+    op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu", geometry: tuple[int, ...] = ()
+) -> Choice:
     """:func:`choose` for this machine as it stands: its library, its environment, torch's threads."""
-    return choose(op, shape, dtype, device, _native.isa(), torch.get_num_threads(), _native.forced())
+    return choose(op, shape, dtype, device, _native.isa(), torch.get_num_threads(), _native.forced(), geometry)
 
 
-def explain(op: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.bool, device: str = "cpu") -> str:
-    """One sentence: what runs for an operation here and now, and why."""
-    choice = decide(op, shape, dtype, device)
+def explain(
+    op: str,
+    shape: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.bool,
+    device: str = "cpu",
+    geometry: tuple[int, ...] = (),
+) -> str:
+    """One sentence: what runs for an operation here and now, and why; arguments as in :func:`choose`."""
+    choice = decide(op, shape, dtype, device, geometry)
     return f"{op} {shape} on {device}: {choice.implementation} ({choice.why}); {_native.explain()}"

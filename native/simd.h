@@ -10,6 +10,7 @@
 #endif
 
 #define LC_INLINE static inline __attribute__((always_inline))
+#define LC_INLINE_MEMBER inline __attribute__((always_inline))
 
 typedef uint64_t v64 __attribute__((vector_size(LC_BYTES)));
 typedef uint16_t v16 __attribute__((vector_size(LC_BYTES)));
@@ -69,6 +70,18 @@ LC_INLINE vf load(const bf16* p) {
 }
 
 LC_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// Keeps a loaded vector in its register: the compiler would read memory again for every product.
+LC_INLINE vf held(vf v) {
+#if LC_BYTES == 64
+  __asm__("" : "+v"(v));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
+}
 
 // Round to nearest, ties to even; every NaN becomes the one that torch writes.
 LC_INLINE vh narrow(vf v) {

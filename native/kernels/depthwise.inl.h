@@ -134,66 +134,76 @@ static void scatter(T* p, vf v, int64_t plane, int64_t multiplier, int64_t lanes
   for (int64_t i = 0; i < lanes; ++i) put(p + i * multiplier + plane, in + i);
 }
 
-// What a kernel knows of a tile: `count` outputs, which share the taps of `rows` input rows. x is what is read, y what is
-// written, whichever the pass.
+// What a kernel knows of a tile: `count` outputs of a row, or of two rows at once, whose input rows are one apart. x is
+// what is read, y what is written, whichever the pass.
 template <typename T>
 struct Tile {
-  const T* x;               // the first row's input of tap 0, output 0; may lie outside, as low and high tell
+  const T* x;               // input row `first` under tap 0 of output 0; may lie outside, as low and high tell
   int64_t x_row, x_column;  // elements from one to the next
+  int64_t first, last;      // input rows inside, counted from the one under the first tap
   int64_t low, high;        // input columns inside: low <= t * stride + q < high
   T* y;                     // output 0
-  int64_t y_column;
-  int64_t rows, taps, stride, count;
-  int64_t weight;           // floats from a plane's start to the first row's first tap
+  int64_t y_row, y_column;
+  int64_t taps_h, taps_w, stride, count;
+  int64_t weight;  // floats from a plane's start to the first row's first tap
   const lc_depthwise* conv;
 };
 
 // Whether every input of the tile is there.
 template <typename T>
 LC_INLINE bool whole(const Tile<T>& t) {
-  return t.count == kTile && t.low <= 0 && t.high >= (t.count - 1) * t.stride + t.taps;
+  return t.count == kTile && t.low <= 0 && t.high >= (t.count - 1) * t.stride + t.taps_w;
 }
 
-// The input rows under one output row, both counted over all images.
-struct Line {
-  int64_t row, jump;     // the first input row inside, and from one to the next
-  int64_t taps, weight;  // how many taps are inside, and the place of the first
+// One axis of one pass: `out` positions are computed from `in` positions.
+struct Side {
+  const Axis* axis;
+  bool flipped;
+  int64_t out, in, step;
 };
-
-static Line line_of(const Axis& a, bool flipped, int64_t row) {
-  const int64_t out = flipped ? a.in : a.out, in = flipped ? a.out : a.in, step = classes(a, flipped);
-  const int64_t o = row % out, t = o / step;
-  const Class c = class_of(a, flipped, o % step);
-  const Span s = inside(c, t, in);
-  return {row / out * in + c.base + c.jump * (t * c.stride + s.begin), c.jump, s.end - s.begin, c.weight + s.begin};
+LC_INLINE Side side_of(const Axis& a, bool flipped) {
+  return {&a, flipped, flipped ? a.in : a.out, flipped ? a.out : a.in, classes(a, flipped)};
 }
 
-// The tile of an output row and a class of columns, before its place in the row is known (see place).
+// The tile of output row `row`, counted over all images, and of a class of columns, before its place in the row is known.
+// `together`: output rows, 1 or 2.
 template <typename T>
-LC_INLINE Tile<T> tile_of(const lc_depthwise& d, const T* x, T* y, bool flipped, const Line& l, const Class& c) {
-  const int64_t narrow = d.channels, wide = d.channels * d.multiplier, in = flipped ? wide : narrow;
-  Tile<T> t;
-  t.x = x + pixel(l.row, 0, flipped ? d.out_width : d.width, in);
-  t.x_row = pixel(l.jump, 0, flipped ? d.out_width : d.width, in);
-  t.x_column = c.jump * in;
-  t.y = y + c.first * (flipped ? narrow : wide);
-  t.y_column = c.step * (flipped ? narrow : wide);
-  t.rows = l.taps;
-  t.taps = c.taps;
-  t.stride = c.stride;
-  t.weight = (1 + l.weight * d.kernel_width + c.weight) * kFloats;
-  t.conv = &d;
-  return t;
+LC_INLINE Tile<T> tile_of(const lc_depthwise& d, const T* x, T* y, const Side& rows, const Side& columns,
+                          const Class& c, int64_t row, int64_t together) {
+  const int64_t narrow = d.channels, wide = d.channels * d.multiplier;
+  const int64_t in = rows.flipped ? wide : narrow, out = rows.flipped ? narrow : wide;
+  const int64_t image = row / rows.out, o = row % rows.out, t = o / rows.step;
+  Class r = class_of(*rows.axis, rows.flipped, o % rows.step);
+  Tile<T> tile;
+  tile.taps_h = r.taps;
+  if (r.taps) r.taps += together - 1;
+  const Span span = inside(r, t, rows.in);
+  tile.x = x + pixel(image * rows.in + r.base + r.jump * (t * r.stride + span.begin), 0, columns.in, in);
+  tile.x_row = pixel(r.jump, 0, columns.in, in);
+  tile.x_column = c.jump * in;
+  tile.first = span.begin;
+  tile.last = span.end;
+  tile.y = y + pixel(row, c.first, columns.out, out);
+  tile.y_row = pixel(rows.step, 0, columns.out, out);
+  tile.y_column = c.step * out;
+  tile.taps_w = c.taps;
+  tile.stride = c.stride;
+  tile.weight = (1 + r.weight * d.kernel_width + c.weight) * kFloats;
+  tile.conv = &d;
+  return tile;
 }
 
 // The same, from the class's output `at` on.
 template <typename T>
-LC_INLINE Tile<T> place(Tile<T> t, const Class& c, int64_t at, int64_t count, int64_t channels, int64_t width) {
+LC_INLINE Tile<T> place(Tile<T> t, const Class& c, int64_t at, int64_t count, int64_t width) {
   const int64_t base = c.base + c.jump * at * c.stride;
   t.count = count;
-  t.x += base * channels;
+  t.x += base * (t.x_column / c.jump);
   t.y += at * t.y_column;
   t.low = ceil_div(-base, c.jump);
-  t.high = ceil_div(width - base, c.jump);
+  t.high = most(t.low, ceil_div(width - base, c.jump));
   return t;
 }
+
+// Whether input column i, or i * stride, is missing from a border tile.
+LC_INLINE bool missing(int64_t i, int64_t low, int64_t high) { return (uint64_t)(i - low) >= (uint64_t)(high - low); }

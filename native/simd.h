@@ -63,10 +63,22 @@ LC_INLINE vf load(const float* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+// One shuffle where there is one: extending and shifting would take two.
 LC_INLINE vf load(const bf16* p) {
+#if LC_BYTES == 64 && defined(__AVX512BW__)
+  const __m512i to = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0,
+                                      2, 0, 1, 0, 0, 0);
+  const __m512i h = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)p));
+  return (vf)_mm512_maskz_permutexvar_epi16(0xAAAAAAAAu, to, h);
+#elif LC_BYTES == 32 && defined(__AVX2__)
+  const __m256i to = _mm256_set_epi8(15, 14, -1, -1, 13, 12, -1, -1, 11, 10, -1, -1, 9, 8, -1, -1,  //
+                                     7, 6, -1, -1, 5, 4, -1, -1, 3, 2, -1, -1, 1, 0, -1, -1);
+  return (vf)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)p)), to);
+#else
   vh h;
   __builtin_memcpy(&h, p, sizeof h);
   return (vf)(__builtin_convertvector(h, vu) << 16);
+#endif
 }
 
 LC_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }

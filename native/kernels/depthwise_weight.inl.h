@@ -5,7 +5,7 @@
 // totals before rounding errors grow. A task is one chunk of a group of blocks.
 
 enum {
-  kGroupBytes = 64 << 10,  // of the sums of a group of blocks: what stays in the first-level cache
+  kGroupBytes = 26 << 10,  // of the sums of a group of blocks: what stays in the first-level cache
   kChunks = 32,
   kChunkMacs = 1 << 19,
   kChunkPositions = 2048,  // at most, of the outputs that one sum takes in

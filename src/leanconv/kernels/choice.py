@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Literal
 
 import torch
@@ -26,6 +27,20 @@ NATIVE: dict[str, tuple[torch.dtype, ...]] = {
     "depthwise_input": (torch.float32, torch.bfloat16),
     "depthwise_weight": (torch.float32, torch.bfloat16),
 }
+
+_LANES = {"scalar": 4, "neon": 4, "avx2": 8, "avx512": 16}
+_NEVER = 1 << 30
+# Least width of an undilated kernel from which native code is faster than torch's, at stride 1 and above; pass and
+# instruction set, or pass and "bf16" (AVX-512). Measured by benchmarks/depthwise.py; what is not here is torch's.
+_LEAST_WIDTH: dict[tuple[str, str], tuple[int, int]] = {
+    ("depthwise_forward", "avx512"): (7, 7),
+    ("depthwise_forward", "avx2"): (5, 7),
+    ("depthwise_input", "avx512"): (3, 5),
+    ("depthwise_input", "avx2"): (5, 7),
+    ("depthwise_input", "bf16"): (5, 1),
+}
+_SEQUENCE = 15  # the same for kernels of one row
+_LARGE = 1 << 18  # elements of an input from which kernels up to 4 wide count
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ def choose(
         dtype: dtype of the result.
         device: device type.
         isa: instruction set of the native library, None without one.
-        threads: threads that torch may use; masks are native at any shape and any number of them.
+        threads: threads that torch may use; no rule depends on them so far.
         forced: True native required, False torch required, None free.
         geometry: of a convolution: kernel height and width, then stride, then dilation, and the channel multiplier.
 
@@ -68,6 +83,9 @@ def choose(
         return Choice("torch", "LEANCONV_NATIVE=0")
     lacks = _lacks(op, dtype, device, isa)
     if lacks is None:
+        slower = None if forced or not geometry else _slower(op, shape, dtype, isa or "", geometry)
+        if slower is not None:
+            return Choice("torch", f"faster than native {isa} code: {slower}")
         return Choice("native", f"{isa}, shape {shape}, up to {threads} threads")
     if forced:
         raise Error(f"LEANCONV_NATIVE=1: {op} must run in native code, got none: {lacks}")
@@ -80,6 +98,28 @@ def _lacks(op: str, dtype: torch.dtype, device: str, isa: str | None) -> str | N
     if dtype not in NATIVE[op]:
         return f"native {op} has no {dtype}"
     return "there is no native library" if isa is None else None
+
+
+def _slower(op: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str, geometry: tuple[int, ...]) -> str | None:
+    """Why torch's depthwise convolution is faster than native code, None: it is not. Thread counts do not matter."""
+    height, width, multiplier = geometry[0], geometry[1], geometry[6]
+    strided, dilated = max(geometry[2:4]) > 1, max(geometry[4:6]) > 1
+    if shape[1] < _LANES[isa]:
+        return f"{shape[1]} channels are fewer than a vector's {_LANES[isa]}"
+    if multiplier > 1:
+        return f"input gradient of multiplier {multiplier}" if multiplier > 2 and op == "depthwise_input" else None
+    if dtype == torch.bfloat16 and isa in ("scalar", "avx2"):
+        return None  # without AVX-512 torch's bfloat16 takes 10 to 150 times as long
+    if op != "depthwise_forward" and dilated:
+        return None
+    if op == "depthwise_weight":
+        return None if width > 3 else f"weight gradient of a kernel {width} wide"  # wider ones are torch's hole
+    least = _LEAST_WIDTH.get((op, "bf16" if dtype == torch.bfloat16 else isa), (_NEVER, _NEVER))[strided]
+    if height == 1:
+        least = max(least, _SEQUENCE)
+    if width >= least and (width > 4 or strided or prod(shape) >= _LARGE):
+        return None
+    return f"kernel {height}x{width}, stride {'above 1' if strided else 1}"
 
 
 def decide(

@@ -162,3 +162,41 @@ def test_no_object_of_an_instruction_set_shares_code(tmp_path):
         visible = [name for name, kind in kinds.items() if kind in "TDBRGS"]
         assert shared == [], path
         assert len(visible) == 1, path  # the table alone
+
+
+def test_depthwise_offsets_beyond_32_bits(tmp_path):
+    if not shutil.which("c++") or sys.platform != "linux":
+        pytest.skip("c++ is not at hand")
+    program, source = tmp_path / "far", ROOT / "tests" / "native" / "far.cc"
+    flags = ["-std=gnu++17", "-O1", "-DLC_BYTES=16", "-Wno-psabi", "-Wno-unused-function"]
+    subprocess.run(["c++", *flags, str(source), "-o", str(program)], check=True, capture_output=True)
+    done = subprocess.run([str(program)], check=True, capture_output=True, text=True)
+    if done.stdout == "no address space\n":
+        pytest.skip("48 GiB of address space are not at hand")
+    assert done.stdout == "ok\n"
+
+
+DEPTHWISE = (0, 1, 3, 3, 4, 1, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("channels", -1), ("multiplier", 0), ("stride_width", 0), ("pad_height", -1), ("images", 2**50), ("width", 2**62)],
+)
+def test_the_depthwise_convolution_refuses_bad_sizes(library, field, value):
+    at = [name for name, _ in _native.Depthwise._fields_].index(field) - 2
+    sizes = (*DEPTHWISE[:at], value, *DEPTHWISE[at + 1 :])
+    with pytest.raises(
+        Error, match=f"native depthwise convolution: an argument is out of range, got .*{field}={value}"
+    ):
+        library.depthwise_scratch(sizes if field != "images" else (*sizes[:2], 2**20, *sizes[3:]))
+
+
+def test_the_depthwise_convolution_refuses_little_scratch(library):
+    floats = library.depthwise_scratch(DEPTHWISE)
+    memory = (ctypes.c_float * (floats + 200))()
+    at = ctypes.addressof(memory)
+    with pytest.raises(Error, match="an argument is out of range"):
+        library.depthwise("forward", DEPTHWISE, (at, at, at, None, at), floats - 1)
+    with pytest.raises(Error, match="lacks the instruction set"):
+        library.depthwise_scratch(DEPTHWISE, "neon" if "neon" not in library.isas else "avx2")

@@ -339,7 +339,9 @@ def _weight_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Any, ..
 
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _ANY = "CompositeExplicitAutograd"
-register(f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor", {_ANY: _forward}, _fake_forward)
+register(
+    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor", {_ANY: _forward}, _fake_forward
+)
 register(
     f"depthwise_conv2d_input(Tensor grad, Tensor weight, SymInt[] size, {_GEOMETRY}) -> Tensor",
     {_ANY: _input_grad},

@@ -37,7 +37,7 @@ def test_forced_and_impossible_is_an_error(lacking):
 
 
 def test_an_unknown_operation_is_an_error():
-    with pytest.raises(Error, match="op must be one of keep_mask, keep_exact, .*, got op='warp'"):
+    with pytest.raises(Error, match=r"op must be one of keep_mask, keep_exact, .*, got op='warp'"):
         choice.choose("warp", (1,), torch.bool)
 
 

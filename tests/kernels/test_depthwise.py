@@ -159,6 +159,7 @@ def test_second_derivatives(monkeypatch):
     assert torch.autograd.gradgradcheck(run, (x, weight, bias))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's own convolution says so once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_padding_of_two_sides_and_words(path, dtype, monkeypatch):
     if dtype in (torch.float64, torch.float16):

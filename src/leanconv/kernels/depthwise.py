@@ -1,8 +1,9 @@
-"""Depthwise convolution: every input channel has its own filters, ``torch.nn.functional.conv2d`` with groups = channels.
+"""Depthwise convolution: each input channel has its own filters, ``torch.nn.functional.conv2d`` with groups = channels.
 
 With multiplier m, output channel c * m + j is input channel c filtered with ``weight[c * m + j, 0]``:
 
-    y[n, cm + j, h, w] = bias[cm + j] + sum over p, q of weight[cm + j, 0, p, q] * x[n, c, sh - top + dp, sw - left + dq]
+    y[n, cm + j, h, w] = bias[cm + j]
+                         + sum over p, q of weight[cm + j, 0, p, q] * x[n, c, sh - top + dp, sw - left + dq]
 
 with stride s, dilation d, and zeros outside of x. Images are channels_last in memory: an input that is not is converted
 once, the output always is. Three implementations: :func:`depthwise_reference` (a loop over taps, to read; any dtype),

@@ -6,16 +6,14 @@
 LC_ISAS
 #undef X
 
-extern const lc_table* const lc_tables[];
-const lc_table* const lc_tables[] = {
+namespace {
+
+const lc_table* const kTables[] = {
 #define X(name) &lc_table_##name,
     LC_ISAS
 #undef X
 };
-
-namespace {
-
-const int kIsas = sizeof lc_tables / sizeof *lc_tables;
+const int kIsas = sizeof kTables / sizeof *kTables;
 
 #if defined(__x86_64__) || defined(__i386__)
 bool runs_scalar() { return true; }
@@ -49,6 +47,7 @@ enum { kElementsPerPart = 1 << 16 };  // about 10 microseconds of work: what wak
 
 }  // namespace
 
+const lc_table& lc_table_of(int32_t isa) { return *kTables[isa]; }
 
 int32_t lc_abi(void) { return LC_ABI; }
 
@@ -63,7 +62,7 @@ int32_t lc_supported(int32_t isa) { return isa >= 0 && isa < kIsas && kRuns[isa]
 int32_t lc_keep_mask(const lc_mask* m) {
   if (const int32_t bad = check(m, 65535)) return bad;
   if (m->rows == 0 || m->elements == 0) return LC_OK;
-  const lc_table& table = *lc_tables[m->isa];
+  const lc_table& table = lc_table_of(m->isa);
   const int64_t blocks = m->rows * ((m->elements + 7) / 8);
   if (const int32_t bad = split(m, table.mask_blocks, blocks, kElementsPerPart / 8)) return bad;
   table.mask_revive(*m, 0, m->rows);  // looks at one element of most rows
@@ -74,5 +73,5 @@ int32_t lc_keep_exact(const lc_mask* m) {
   if (const int32_t bad = check(m, m->elements)) return bad;
   if (m->rows == 0 || m->elements == 0) return LC_OK;
   const int64_t rows = kElementsPerPart / m->elements;
-  return split(m, lc_tables[m->isa]->exact_rows, m->rows, rows > 1 ? rows : 1);
+  return split(m, lc_table_of(m->isa).exact_rows, m->rows, rows > 1 ? rows : 1);
 }

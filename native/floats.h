@@ -1,59 +1,28 @@
-// Vectors of floats, and of what is stored as bfloat16 and computed in float32. Everything is static, as in simd.h.
+// More of vectors of floats: parts of them, sums in float64, e^x. Everything is static, as in simd.h.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
 
 #include "simd.h"
 
-enum { kFloats = LC_BYTES / 4 };
-typedef float vf __attribute__((vector_size(LC_BYTES)));
 typedef int32_t vi __attribute__((vector_size(LC_BYTES)));
-typedef uint32_t vu __attribute__((vector_size(LC_BYTES)));
-typedef uint16_t vhalf __attribute__((vector_size(LC_BYTES / 2)));
 typedef double vd __attribute__((vector_size(LC_BYTES * 2)));  // as many doubles as a vector has floats
 
 LC_INLINE vf splat_f(float x) { return vf{} + x; }
 LC_INLINE vf select(vi where, vf yes, vf no) { return where ? yes : no; }
 LC_INLINE vd widen(vf x) { return __builtin_convertvector(x, vd); }
-LC_INLINE vf narrow(vd x) { return __builtin_convertvector(x, vf); }
 
-// How a type of elements comes from memory and goes back; `Part` with the first n < kFloats of a vector, zeros behind.
-struct F32 {
-  typedef float type;
-  LC_INLINE vf load(const float* p) {
-    vf v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-  }
-  LC_INLINE void store(float* p, vf v) { __builtin_memcpy(p, &v, sizeof v); }
-};
-
-// Upper half of a float32; to the nearest, ties to even, and not a number stays that.
-struct B16 {
-  typedef uint16_t type;
-  LC_INLINE vf load(const uint16_t* p) {
-    vhalf v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return (vf)(__builtin_convertvector(v, vu) << 16);
-  }
-  LC_INLINE void store(uint16_t* p, vf v) {
-    const vu bits = (vu)v, rounded = bits + 0x7FFFu + ((bits >> 16) & 1u);
-    const vu quiet = (bits | 0x400000u) & (vu)(v != v), kept = rounded & ~(vu)(v != v);
-    const vhalf half = __builtin_convertvector((quiet | kept) >> 16, vhalf);
-    __builtin_memcpy(p, &half, sizeof half);
-  }
-};
-
+// The first n < kFloats of a vector, zeros behind; T is what memory holds, float or bf16.
 template <typename T>
-LC_INLINE vf load_part(const typename T::type* p, int64_t n) {
-  typename T::type some[kFloats] = {};
+LC_INLINE vf load_part(const T* p, int64_t n) {
+  T some[kFloats] = {};
   __builtin_memcpy(some, p, (size_t)n * sizeof *some);
-  return T::load(some);
+  return load(some);
 }
 template <typename T>
-LC_INLINE void store_part(typename T::type* p, vf v, int64_t n) {
-  typename T::type some[kFloats];
-  T::store(some, v);
+LC_INLINE void store_part(T* p, vf v, int64_t n) {
+  T some[kFloats];
+  store(some, v);
   __builtin_memcpy(p, some, (size_t)n * sizeof *some);
 }
 

@@ -56,6 +56,28 @@ struct lc_norm {
   } plan;
 };
 
+// A depthwise convolution, images in NHWC: output channel c * multiplier + k comes from input channel c. Zeros stand
+// around the input: pad_* of them before it, as many as the output needs behind it. Everything is contiguous.
+struct lc_depthwise {
+  uint32_t size;  // sizeof(lc_depthwise)
+  int32_t isa;
+  int64_t bf16;    // 0: x and y are float, 1: they are bfloat16; weights and sums are float always
+  int64_t images;
+  int64_t height, width, channels, multiplier;
+  int64_t out_height, out_width;
+  int64_t kernel_height, kernel_width;
+  int64_t stride_height, stride_width;
+  int64_t pad_height, pad_width;
+  int64_t dilation_height, dilation_width;
+  void* x;          // (images, height, width, channels): read by forward and backward_weight, else written
+  void* y;          // (images, out_height, out_width, channels * multiplier): written by forward, else read
+  float* weight;    // (channels * multiplier, kernel_height, kernel_width): written by backward_weight, else read
+  float* bias;      // (channels * multiplier) or null, likewise; backward_input ignores it
+  float* scratch;   // lc_depthwise_scratch() floats
+  int64_t scratch_size;  // how many there are
+  lc_parallel_for parallel_for;  // null: this thread alone
+};
+
 LC_API int32_t lc_abi(void);
 LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
@@ -64,3 +86,7 @@ LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smalles
 LC_API int64_t lc_norm_scratch(int64_t rows, int64_t channels);  // bytes; -1 for sizes out of range
 LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y, and mean, rest and var unless given
 LC_API int32_t lc_norm_backward(lc_norm* norm);                   // dx, dgamma and dbeta from x, dy and what forward gave
+LC_API int64_t lc_depthwise_scratch(const lc_depthwise* conv);  // floats that each of the three needs; negative: -failure
+LC_API int32_t lc_depthwise_forward(const lc_depthwise* conv);
+LC_API int32_t lc_depthwise_backward_input(const lc_depthwise* conv);
+LC_API int32_t lc_depthwise_backward_weight(const lc_depthwise* conv);

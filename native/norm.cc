@@ -57,7 +57,7 @@ int64_t lc_norm_scratch(int64_t rows, int64_t channels) {
 int32_t lc_norm_forward(lc_norm* n) {
   if (const int32_t bad = prepare(n)) return bad;
   if (n->rows == 0) return LC_OK;
-  const lc_table& table = *lc_tables[n->isa];
+  const lc_table& table = lc_table_of(n->isa);
   if (!n->given) {
     if (const int32_t bad = split(n, table.norm_stats, n->plan.chunks, 1)) return bad;
     table.norm_merge(*n, 0, n->plan.width);
@@ -70,7 +70,7 @@ int32_t lc_norm_forward(lc_norm* n) {
 int32_t lc_norm_backward(lc_norm* n) {
   if (const int32_t bad = prepare(n)) return bad;
   if (n->rows == 0) return LC_OK;
-  const lc_table& table = *lc_tables[n->isa];
+  const lc_table& table = lc_table_of(n->isa);
   table.norm_factors(*n, 0, n->channels);
   if (const int32_t bad = split(n, table.norm_sums, n->plan.chunks, 1)) return bad;
   table.norm_add(*n, 0, n->plan.width);

@@ -1,4 +1,4 @@
-// What every group of entry points shares: the head of an argument struct checked, work split over threads.
+// What the dispatching files share: the table of an instruction set, and work split over threads.
 #pragma once
 #include <stddef.h>
 #if defined(__SSE2__)
@@ -7,7 +7,7 @@
 
 #include "table.h"
 
-extern const lc_table* const lc_tables[];
+const lc_table& lc_table_of(int32_t isa);  // of one that lc_supported
 
 namespace {
 

@@ -15,4 +15,13 @@ struct lc_table {
   void (*norm_add)(const lc_norm& norm, int64_t begin, int64_t end);       // columns
   void (*norm_slopes)(const lc_norm& norm, int64_t begin, int64_t end);    // channels
   void (*norm_gradient)(const lc_norm& norm, int64_t begin, int64_t end);  // rows
+  int64_t (*depthwise_scratch)(const lc_depthwise& conv);                // floats
+  int64_t (*depthwise_blocks)(const lc_depthwise& conv);                 // blocks of channels
+  int64_t (*depthwise_tasks)(const lc_depthwise& conv);                  // parts of the sums of backward_weight
+  void (*depthwise_pack)(const lc_depthwise& conv, int64_t begin, int64_t end);          // blocks, for forward
+  void (*depthwise_pack_flipped)(const lc_depthwise& conv, int64_t begin, int64_t end);  // for backward_input
+  void (*depthwise_rows)(const lc_depthwise& conv, int64_t begin, int64_t end);          // rows of y, all images
+  void (*depthwise_input_rows)(const lc_depthwise& conv, int64_t begin, int64_t end);    // rows of x
+  void (*depthwise_weight)(const lc_depthwise& conv, int64_t begin, int64_t end);        // tasks
+  void (*depthwise_sum)(const lc_depthwise& conv, int64_t begin, int64_t end);           // blocks
 };

@@ -4,10 +4,10 @@
 // z = (x - mean) a + b with a = gamma / sqrt(var + eps), b = beta - rest a: the mean is a float32 and what rounding left
 // of it, so a mean of 1e4 costs no digits. y = act(z). Nothing but x is kept: z is computed again in the backward pass.
 //
-// Statistics: tiles of kTile rows, which lie in the first-level cache, are shifted by their own mean, so nothing cancels.
+// Statistics: tiles of kNormTile rows, which lie in the first-level cache, are shifted by their own mean, so nothing cancels.
 // Tiles are merged in float64 (Chan, Golub, LeVeque 1983), chunks of rows too, in an order that knows nothing of threads.
 
-enum { kTile = 16, kRun = 8, kStrip = 1024 };  // rows at a time: few, so that rounding stays small
+enum { kNormTile = 16, kNormRun = 8, kNormStrip = 1024 };  // rows at a time: few, so that rounding stays small
 enum { kNone = 0, kRelu = 1, kRelu6 = 2, kHardswish = 3, kSilu = 4 };
 
 // act(z), and dy times its derivative; comparisons are such that not a number passes, as in torch.
@@ -63,42 +63,42 @@ LC_INLINE void columns(int64_t width, F f) {
 }
 
 template <typename T>
-LC_INLINE vf some(const typename T::type* p, int64_t part) {
-  return part ? load_part<T>(p, part) : T::load(p);
+LC_INLINE vf some(const T* p, int64_t part) {
+  return part ? load_part(p, part) : load(p);
 }
 template <typename T>
-LC_INLINE void put(typename T::type* p, vf v, int64_t part) {
-  part ? store_part<T>(p, v, part) : T::store(p, v);
+LC_INLINE void write(T* p, vf v, int64_t part) {
+  part ? store_part(p, v, part) : store(p, v);
 }
 
-// `count` rows of a strip of at most kStrip columns, `before` rows after the first of its chunk, merged into `mean` and
+// `count` rows of a strip of at most kNormStrip columns, `before` rows after the first of its chunk, merged into `mean` and
 // `m2`. Rows are read one after the other, as memory lies: sums wait in the first-level cache.
 template <typename T>
-LC_INLINE void tally(const typename T::type* x, int64_t width, int64_t strip, int64_t count, int64_t before, double* mean,
+LC_INLINE void tally(const T* x, int64_t width, int64_t strip, int64_t count, int64_t before, double* mean,
                      double* m2) {
-  float shift[kStrip], s1[kStrip], s2[kStrip];
+  float shift[kNormStrip], s1[kNormStrip], s2[kNormStrip];
   const vf zero = {};
   columns<1>(strip, [&](int64_t c, int64_t) {
-    F32::store(shift + c, zero), F32::store(s1 + c, zero), F32::store(s2 + c, zero);
+    store(shift + c, zero), store(s1 + c, zero), store(s2 + c, zero);
   });
   for (int64_t i = 0; i < count; ++i)
     columns<LC_UNROLL>(strip, [&](int64_t c, int64_t part) {
-      F32::store(shift + c, F32::load(shift + c) + some<T>(x + i * width + c, part));
+      store(shift + c, load(shift + c) + some(x + i * width + c, part));
     });
   const vf mean_of = splat_f(1.0f / (float)count);
-  columns<1>(strip, [&](int64_t c, int64_t) { F32::store(shift + c, F32::load(shift + c) * mean_of); });
+  columns<1>(strip, [&](int64_t c, int64_t) { store(shift + c, load(shift + c) * mean_of); });
   for (int64_t i = 0; i < count; ++i)
     columns<LC_UNROLL>(strip, [&](int64_t c, int64_t part) {
-      const vf d = some<T>(x + i * width + c, part) - F32::load(shift + c);
-      F32::store(s1 + c, F32::load(s1 + c) + d);
-      F32::store(s2 + c, F32::load(s2 + c) + d * d);
+      const vf d = some(x + i * width + c, part) - load(shift + c);
+      store(s1 + c, load(s1 + c) + d);
+      store(s2 + c, load(s2 + c) + d * d);
     });
-  const double each = count == kTile ? 1.0 / kTile : 1 / (double)count, share = (double)count / (double)(before + count);
+  const double each = count == kNormTile ? 1.0 / kNormTile : 1 / (double)count, share = (double)count / (double)(before + count);
   columns<1>(strip, [&](int64_t c, int64_t part) {
     const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
     Tally t = {};
     if (before) __builtin_memcpy(&t.mean, mean + c, bytes), __builtin_memcpy(&t.m2, m2 + c, bytes);
-    merge(t, (double)before, each, share, F32::load(shift + c), F32::load(s1 + c), F32::load(s2 + c));
+    merge(t, (double)before, each, share, load(shift + c), load(s1 + c), load(s2 + c));
     __builtin_memcpy(mean + c, &t.mean, bytes);
     __builtin_memcpy(m2 + c, &t.m2, bytes);
   });
@@ -111,24 +111,24 @@ LC_INLINE void each_tile(const lc_norm& n, int64_t begin, int64_t end, int64_t t
     const int64_t first = chunk * n.plan.per_chunk;
     const int64_t rows = n.plan.rows - first < n.plan.per_chunk ? n.plan.rows - first : n.plan.per_chunk;
     for (int64_t from = 0; from < rows; from += tile)
-      for (int64_t c = 0; c < n.plan.width; c += kStrip)
+      for (int64_t c = 0; c < n.plan.width; c += kNormStrip)
         f(first + from, rows - from < tile ? rows - from : tile, c,
-          n.plan.width - c < kStrip ? n.plan.width - c : (int64_t)kStrip, from, n.plan.sums + chunk * 2 * n.plan.width);
+          n.plan.width - c < kNormStrip ? n.plan.width - c : (int64_t)kNormStrip, from, n.plan.sums + chunk * 2 * n.plan.width);
   }
 }
 
 template <typename T>
 static void stats_of(const lc_norm& n, int64_t begin, int64_t end) {
   const int64_t width = n.plan.width;
-  each_tile(n, begin, end, kTile,
+  each_tile(n, begin, end, kNormTile,
             [&](int64_t row, int64_t count, int64_t c, int64_t strip, int64_t before, double* sums) {
-              const typename T::type* x = (const typename T::type*)n.x + row * width + c;
+              const T* x = (const T*)n.x + row * width + c;
               tally<T>(x, width, strip, count, before, sums + c, sums + width + c);
             });
 }
 
 static void norm_stats(const lc_norm& n, int64_t begin, int64_t end) {
-  n.dtype == LC_BF16 ? stats_of<B16>(n, begin, end) : stats_of<F32>(n, begin, end);
+  n.dtype == LC_BF16 ? stats_of<bf16>(n, begin, end) : stats_of<float>(n, begin, end);
 }
 
 // Columns [begin, end): the chunks, merged into the first of them.
@@ -182,11 +182,11 @@ static void apply_of(const lc_norm& n, int64_t begin, int64_t end) {
   const int64_t width = n.plan.width;
   const float *shift = n.plan.shift, *a = n.plan.a, *b = n.plan.b;  // as long as whole vectors are
   for (int64_t row = begin; row < end; ++row) {
-    const typename T::type* x = (const typename T::type*)n.x + row * width;
-    typename T::type* y = (typename T::type*)n.y + row * width;
+    const T* x = (const T*)n.x + row * width;
+    T* y = (T*)n.y + row * width;
     columns<2>(width, [&](int64_t c, int64_t part) {
-      const vf z = (some<T>(x + c, part) - F32::load(shift + c)) * F32::load(a + c) + F32::load(b + c);
-      put<T>(y + c, activated<act>(z), part);
+      const vf z = (some(x + c, part) - load(shift + c)) * load(a + c) + load(b + c);
+      write(y + c, activated<act>(z), part);
     });
   }
 }
@@ -197,19 +197,19 @@ static void apply_of(const lc_norm& n, int64_t begin, int64_t end) {
 template <typename T, int act>
 static void sums_of(const lc_norm& n, int64_t begin, int64_t end) {
   const int64_t width = n.plan.width;
-  each_tile(n, begin, end, kRun,
+  each_tile(n, begin, end, kNormRun,
             [&](int64_t row, int64_t count, int64_t from, int64_t strip, int64_t before, double* sums) {
-              const typename T::type* x = (const typename T::type*)n.x + row * width + from;
-              const typename T::type* dy = (const typename T::type*)n.dy + row * width + from;
+              const T* x = (const T*)n.x + row * width + from;
+              const T* dy = (const T*)n.dy + row * width + from;
               const float *shift = n.plan.shift + from, *a = n.plan.a + from, *b = n.plan.b + from;
-              float s[kStrip], d[kStrip];
-              columns<1>(strip, [&](int64_t c, int64_t) { F32::store(s + c, vf{}), F32::store(d + c, vf{}); });
+              float s[kNormStrip], d[kNormStrip];
+              columns<1>(strip, [&](int64_t c, int64_t) { store(s + c, vf{}), store(d + c, vf{}); });
               for (int64_t i = 0; i < count; ++i, x += width, dy += width)
                 columns<LC_UNROLL>(strip, [&](int64_t c, int64_t part) {
-                  const vf t = some<T>(x + c, part) - F32::load(shift + c);
-                  const vf g = passed<act>(t * F32::load(a + c) + F32::load(b + c), some<T>(dy + c, part));
-                  F32::store(s + c, F32::load(s + c) + g);
-                  F32::store(d + c, F32::load(d + c) + g * t);
+                  const vf t = some(x + c, part) - load(shift + c);
+                  const vf g = passed<act>(t * load(a + c) + load(b + c), some(dy + c, part));
+                  store(s + c, load(s + c) + g);
+                  store(d + c, load(d + c) + g * t);
                 });
               double *sum = sums + from, *dot = sum + width;
               for (int64_t c = 0; c < strip; ++c) {
@@ -251,13 +251,13 @@ static void gradient_of(const lc_norm& n, int64_t begin, int64_t end) {
   const int64_t width = n.plan.width;
   const float *shift = n.plan.shift, *a = n.plan.a, *b = n.plan.b, *k = n.plan.k, *add = n.plan.c;
   for (int64_t row = begin; row < end; ++row) {
-    const typename T::type* x = (const typename T::type*)n.x + row * width;
-    const typename T::type* dy = (const typename T::type*)n.dy + row * width;
-    typename T::type* dx = (typename T::type*)n.dx + row * width;
+    const T* x = (const T*)n.x + row * width;
+    const T* dy = (const T*)n.dy + row * width;
+    T* dx = (T*)n.dx + row * width;
     columns<2>(width, [&](int64_t c, int64_t part) {
-      const vf t = some<T>(x + c, part) - F32::load(shift + c), scale = F32::load(a + c);
-      const vf g = passed<act>(t * scale + F32::load(b + c), some<T>(dy + c, part));
-      put<T>(dx + c, g * scale + (t * F32::load(k + c) + F32::load(add + c)), part);
+      const vf t = some(x + c, part) - load(shift + c), scale = load(a + c);
+      const vf g = passed<act>(t * scale + load(b + c), some(dy + c, part));
+      write(dx + c, g * scale + (t * load(k + c) + load(add + c)), part);
     });
   }
 }
@@ -275,7 +275,7 @@ static void gradient_of(const lc_norm& n, int64_t begin, int64_t end) {
     }                                                                         \
   }                                                                           \
   static void name(const lc_norm& n, int64_t begin, int64_t end) {            \
-    n.dtype == LC_BF16 ? name##_typed<B16>(n, begin, end) : name##_typed<F32>(n, begin, end); \
+    n.dtype == LC_BF16 ? name##_typed<bf16>(n, begin, end) : name##_typed<float>(n, begin, end); \
   }
 LC_NORM_CHOICE(norm_apply, apply_of)
 LC_NORM_CHOICE(norm_sums, sums_of)

@@ -37,7 +37,7 @@ def test_forced_and_impossible_is_an_error(lacking):
 
 
 def test_an_unknown_operation_is_an_error():
-    with pytest.raises(Error, match="op must be one of keep_mask, keep_exact, got op='warp'"):
+    with pytest.raises(Error, match=r"op must be one of keep_mask, keep_exact, .*, got op='warp'"):
         choice.choose("warp", (1,), torch.bool)
 
 
@@ -76,3 +76,34 @@ def test_forced_without_a_library_is_an_error(monkeypatch):
 
 def test_torchs_pool_is_found():
     assert threads.parallel_for()  # from torch 2.10 on
+
+
+def pick(op, geometry, shape=(4, 128, 28, 28), dtype=torch.float32, isa="avx512", **rest):
+    return choice.choose(f"depthwise_{op}", shape, dtype, isa=isa, geometry=geometry, **rest)
+
+
+def test_rules_of_the_depthwise_convolution():
+    plain, seven, dilated = (3, 3, 1, 1, 1, 1, 1), (7, 7, 1, 1, 1, 1, 1), (3, 3, 1, 1, 2, 2, 1)
+    assert pick("forward", plain) == choice.Choice("torch", "faster than native avx512 code: kernel 3x3, stride 1")
+    assert pick("forward", plain, forced=True).implementation == "native"
+    assert pick("input", plain).implementation == "native"
+    assert pick("input", plain, shape=(1, 128, 28, 28)).implementation == "torch"
+    assert pick("weight", plain).implementation == "torch"
+    assert pick("weight", seven, isa="scalar").implementation == "native"
+    assert {pick(op, seven).implementation for op in ("forward", "input", "weight")} == {"native"}
+    assert pick("weight", dilated).implementation == "native"
+    assert pick("forward", (1, 31, 1, 1, 1, 1, 1)).implementation == "native"
+    assert pick("forward", (1, 9, 1, 1, 1, 1, 1)).implementation == "torch"
+    assert pick("input", (3, 3, 1, 1, 1, 1, 3)).implementation == "torch"
+    assert pick("forward", (3, 3, 1, 1, 1, 1, 3)).implementation == "native"
+    assert "7 channels are fewer than a vector's 16" in pick("weight", seven, shape=(4, 7, 28, 28)).why
+    assert pick("forward", plain, dtype=torch.bfloat16).implementation == "torch"
+    assert pick("forward", plain, dtype=torch.bfloat16, isa="avx2").implementation == "native"
+    assert "no torch.float64" in pick("forward", seven, dtype=torch.float64).why
+    with pytest.raises(Error, match="depthwise_forward must run in native code, got none"):
+        pick("forward", seven, dtype=torch.float64, forced=True)
+
+
+def test_the_depthwise_choice_is_explained():
+    told = choice.explain("depthwise_weight", (4, 128, 28, 28), torch.float32, "cpu", (3, 3, 1, 1, 1, 1, 1))
+    assert told.startswith("depthwise_weight (4, 128, 28, 28) on cpu: torch (")

@@ -21,6 +21,7 @@ from leanconv.techniques.batchnorm import BatchNorm1d, BatchNorm2d
 
 LIBRARY = _native.load()
 ISAS = LIBRARY.isas if LIBRARY else ("none",)
+pytestmark = pytest.mark.skipif(LIBRARY is None, reason="there is no native library")
 LANES = {"scalar": 4, "avx2": 8, "avx512": 16, "neon": 4, "none": 4}
 TORCH = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
 
@@ -135,9 +136,9 @@ def test_bits_do_not_depend_on_threads(isa: str) -> None:
 def test_what_is_not_finite_shows_as_in_torch(act: str, value: float, isa: str) -> None:
     x = drawn(4, 6, 3, 3)
     x[1, 2, 0, 1] = value
-    for given in ((None, None), (torch.zeros(6), torch.ones(6))):
-        ours = norm_act(x, None, None, *given, act=act)[0]
-        theirs = torchs(x, None, None, *given, 1e-5, act)
+    for used in ((None, None), (torch.zeros(6), torch.ones(6))):
+        ours = norm_act(x, None, None, *used, act=act)[0]
+        theirs = torchs(x, None, None, *used, 1e-5, act)
         assert torch.equal(ours.isnan(), theirs.isnan())
         assert torch.equal(ours.isinf(), theirs.isinf())
 

@@ -16,14 +16,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
+from typing import NoReturn
 
 from leanconv.errors import Error
 
-__all__ = ["ABI", "ISAS", "Library", "Mask", "Norm", "available", "explain", "forced", "isa", "load"]
+__all__ = ["ABI", "ISAS", "Depthwise", "Library", "Mask", "Norm", "available", "explain", "forced", "isa", "load"]
 
 ABI = 2
 ISAS = ("scalar", "avx2", "avx512", "neon")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
+_CALLS = (
+    "lc_keep_mask",
+    "lc_keep_exact",
+    "lc_depthwise_scratch",
+    "lc_depthwise_forward",
+    "lc_depthwise_backward_input",
+    "lc_depthwise_backward_weight",
+    "lc_norm_scratch",
+    "lc_norm_forward",
+    "lc_norm_backward",
+)
 _FAILURES = {
     1: "the argument struct has another size",
     2: "this processor lacks the instruction set",
@@ -71,8 +83,42 @@ class Norm(ctypes.Structure):
     )
 
 
+class Depthwise(ctypes.Structure):
+    """``lc_depthwise`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("bf16", ctypes.c_int64),
+        ("images", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("multiplier", ctypes.c_int64),
+        ("out_height", ctypes.c_int64),
+        ("out_width", ctypes.c_int64),
+        ("kernel_height", ctypes.c_int64),
+        ("kernel_width", ctypes.c_int64),
+        ("stride_height", ctypes.c_int64),
+        ("stride_width", ctypes.c_int64),
+        ("pad_height", ctypes.c_int64),
+        ("pad_width", ctypes.c_int64),
+        ("dilation_height", ctypes.c_int64),
+        ("dilation_width", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_size", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
 _SIZE = ctypes.sizeof(Mask)
 _NORM_SIZE = ctypes.sizeof(Norm)
+_DEPTHWISE_SIZE = ctypes.sizeof(Depthwise)
+_SIZES = 16  # fields of Depthwise between isa and x
 
 
 @dataclass(frozen=True)
@@ -187,6 +233,58 @@ class Library:
             why = _FAILURES.get(failure, f"failure {failure}")
             raise Error(f"native mask: {why}, got isa={isa or self.isa}, rows, elements, limit = {fields[2:5]}")
 
+    def depthwise_scratch(self, sizes: tuple[int, ...], isa: str | None = None) -> int:
+        """Floats of scratch memory that each pass of a depthwise convolution needs.
+
+        Args:
+            sizes: the fields of ``lc_depthwise`` from bf16 to dilation_width.
+            isa: instruction set; None: the one in use.
+
+        Raises:
+            Error: the library refused.
+        """
+        conv = self._depthwise(sizes, isa)
+        floats: int = self._handle.lc_depthwise_scratch(ctypes.byref(conv))
+        if floats < 0:
+            self._refused(-floats, conv)
+        return floats
+
+    def depthwise(
+        self,
+        step: str,
+        sizes: tuple[int, ...],
+        addresses: tuple[int, int, int, int | None, int],
+        scratch: int,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """One pass of a depthwise convolution, images in NHWC, contiguous; see native/leanconv.h.
+
+        Args:
+            step: ``forward``, ``backward_input`` or ``backward_weight``.
+            sizes: the fields of ``lc_depthwise`` from bf16 to dilation_width.
+            addresses: of x, y, weight, bias (None: there is none) and scratch memory.
+            scratch: how many floats of scratch memory there are, from :meth:`depthwise_scratch`.
+            parallel_for: address of a function with the signature of ``torch_parallel_for``; None: this thread alone.
+            isa: instruction set; None: the one in use.
+
+        Raises:
+            Error: the library refused.
+        """
+        conv = self._depthwise(sizes, isa, (*addresses, scratch, parallel_for))
+        failure = getattr(self._handle, f"lc_depthwise_{step}")(ctypes.byref(conv))
+        if failure:
+            self._refused(failure, conv)
+
+    def _depthwise(self, sizes: tuple[int, ...], isa: str | None, rest: tuple[int | None, ...] = ()) -> Depthwise:
+        assert len(sizes) == _SIZES
+        return Depthwise(_DEPTHWISE_SIZE, self._numbers.get(isa or self.isa, -1), *sizes, *rest)
+
+    def _refused(self, failure: int, conv: Depthwise) -> NoReturn:
+        why = _FAILURES.get(failure, f"failure {failure}")
+        got = ", ".join(f"{field[0]}={getattr(conv, field[0])}" for field in Depthwise._fields_[2 : 2 + _SIZES])
+        raise Error(f"native depthwise convolution: {why}, got {got}")
+
 
 def load() -> Library | None:
     """The native library, or None where there is none, it does not fit, or ``LEANCONV_NATIVE=0``.
@@ -269,8 +367,9 @@ def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
     try:
         handle = ctypes.CDLL(path)
         handle.lc_isas.restype = ctypes.c_char_p
-        for function in (handle.lc_keep_mask, handle.lc_keep_exact, handle.lc_norm_forward, handle.lc_norm_backward):
-            function.argtypes = (ctypes.c_void_p,)
+        for name in _CALLS:
+            getattr(handle, name).argtypes = (ctypes.c_void_p,)
+        handle.lc_depthwise_scratch.restype = ctypes.c_int64
         handle.lc_norm_scratch.argtypes = (ctypes.c_int64, ctypes.c_int64)
         handle.lc_norm_scratch.restype = ctypes.c_int64
         abi = handle.lc_abi()

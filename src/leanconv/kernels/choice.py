@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Literal
 
 import torch
@@ -23,7 +24,24 @@ NATIVE: dict[str, tuple[torch.dtype, ...]] = {
     "keep_mask": (torch.bool,),
     "keep_exact": (torch.bool,),
     "norm_act": (torch.float32, torch.bfloat16),
+    "depthwise_forward": (torch.float32, torch.bfloat16),
+    "depthwise_input": (torch.float32, torch.bfloat16),
+    "depthwise_weight": (torch.float32, torch.bfloat16),
 }
+
+_LANES = {"scalar": 4, "neon": 4, "avx2": 8, "avx512": 16}
+_NEVER = 1 << 30
+# Least width of an undilated kernel from which native code is faster than torch's, at stride 1 and above; pass and
+# instruction set, or pass and "bf16" (AVX-512). Measured by benchmarks/depthwise.py; what is not here is torch's.
+_LEAST_WIDTH: dict[tuple[str, str], tuple[int, int]] = {
+    ("depthwise_forward", "avx512"): (7, 7),
+    ("depthwise_forward", "avx2"): (5, 7),
+    ("depthwise_input", "avx512"): (3, 5),
+    ("depthwise_input", "avx2"): (5, 7),
+    ("depthwise_input", "bf16"): (5, 1),
+}
+_SEQUENCE = 15  # the same for kernels of one row
+_LARGE = 1 << 18  # elements of an input from which kernels up to 4 wide count
 
 
 @dataclass(frozen=True)
@@ -43,17 +61,19 @@ def choose(
     isa: str | None = None,
     threads: int = 1,
     forced: bool | None = None,
+    geometry: tuple[int, ...] = (),
 ) -> Choice:
     """Which implementation runs; the same arguments always give the same answer.
 
     Args:
         op: operation, as ``keep_mask``.
-        shape: shape of the result.
+        shape: shape of the result; of a convolution, that of its input.
         dtype: dtype of the result.
         device: device type.
         isa: instruction set of the native library, None without one.
-        threads: threads that torch may use; masks are native at any shape and any number of them.
+        threads: threads that torch may use; no rule depends on them so far.
         forced: True native required, False torch required, None free.
+        geometry: of a convolution: kernel height and width, then stride, then dilation, and the channel multiplier.
 
     Raises:
         Error: an unknown operation; native code is required and there is none.
@@ -64,6 +84,9 @@ def choose(
         return Choice("torch", "LEANCONV_NATIVE=0")
     lacks = _lacks(op, dtype, device, isa)
     if lacks is None:
+        slower = None if forced or not geometry else _slower(op, shape, dtype, isa or "", geometry)
+        if slower is not None:
+            return Choice("torch", f"faster than native {isa} code: {slower}")
         return Choice("native", f"{isa}, shape {shape}, up to {threads} threads")
     if forced:
         raise Error(f"LEANCONV_NATIVE=1: {op} must run in native code, got none: {lacks}")
@@ -78,12 +101,42 @@ def _lacks(op: str, dtype: torch.dtype, device: str, isa: str | None) -> str | N
     return "there is no native library" if isa is None else None
 
 
-def decide(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu") -> Choice:
+def _slower(op: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str, geometry: tuple[int, ...]) -> str | None:
+    """Why torch's depthwise convolution is faster than native code, None: it is not. Thread counts do not matter."""
+    height, width, multiplier = geometry[0], geometry[1], geometry[6]
+    strided, dilated = max(geometry[2:4]) > 1, max(geometry[4:6]) > 1
+    if shape[1] < _LANES[isa]:
+        return f"{shape[1]} channels are fewer than a vector's {_LANES[isa]}"
+    if multiplier > 1:
+        return f"input gradient of multiplier {multiplier}" if multiplier > 2 and op == "depthwise_input" else None
+    if dtype == torch.bfloat16 and isa in ("scalar", "avx2"):
+        return None  # without AVX-512 torch's bfloat16 takes 10 to 150 times as long
+    if op != "depthwise_forward" and dilated:
+        return None
+    if op == "depthwise_weight":
+        return None if width > 3 else f"weight gradient of a kernel {width} wide"  # wider ones are torch's hole
+    least = _LEAST_WIDTH.get((op, "bf16" if dtype == torch.bfloat16 else isa), (_NEVER, _NEVER))[strided]
+    if height == 1:
+        least = max(least, _SEQUENCE)
+    if width >= least and (width > 4 or strided or prod(shape) >= _LARGE):
+        return None
+    return f"kernel {height}x{width}, stride {'above 1' if strided else 1}"
+
+
+def decide(
+    op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str = "cpu", geometry: tuple[int, ...] = ()
+) -> Choice:
     """:func:`choose` for this machine as it stands: its library, its environment, torch's threads."""
-    return choose(op, shape, dtype, device, _native.isa(), torch.get_num_threads(), _native.forced())
+    return choose(op, shape, dtype, device, _native.isa(), torch.get_num_threads(), _native.forced(), geometry)
 
 
-def explain(op: str, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.bool, device: str = "cpu") -> str:
-    """One sentence: what runs for an operation here and now, and why."""
-    choice = decide(op, shape, dtype, device)
+def explain(
+    op: str,
+    shape: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.bool,
+    device: str = "cpu",
+    geometry: tuple[int, ...] = (),
+) -> str:
+    """One sentence: what runs for an operation here and now, and why; arguments as in :func:`choose`."""
+    choice = decide(op, shape, dtype, device, geometry)
     return f"{op} {shape} on {device}: {choice.implementation} ({choice.why}); {_native.explain()}"

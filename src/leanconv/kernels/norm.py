@@ -265,4 +265,4 @@ register(
     {"CompositeExplicitAutograd": _backward},
     _fake_backward,
 )
-register_autograd("norm_act", partial(_differentiate, torch.ops.leanconv.norm_act_backward), _keep)
+register_autograd("norm_act", _keep, partial(_differentiate, torch.ops.leanconv.norm_act_backward))

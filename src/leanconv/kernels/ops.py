@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["eager", "register", "register_autograd"]
+__all__ = ["autocast", "eager", "register", "register_autograd"]
 
 Result = Tensor | tuple[Tensor, ...]
 
@@ -39,13 +39,15 @@ def register(
     torch.library.register_fake(f"leanconv::{name}", fake, lib=_library)
 
 
-def register_autograd(name: str, backward: Callable[..., Any], keep: Callable[..., None]) -> None:
-    """Give ``leanconv::NAME`` its gradient.
+def register_autograd(
+    name: str, keep: Callable[[Any, tuple[Any, ...], Any], None], backward: Callable[..., tuple[Any, ...]]
+) -> None:
+    """Give ``leanconv::NAME`` derivatives.
 
     Args:
         name: of a registered operation.
-        backward: (context, gradients of the results) -> gradients of the arguments.
-        keep: (context, inputs, output), what forward saves.
+        keep: (ctx, inputs, output) -> None, saves what backward needs.
+        backward: (ctx, one gradient per output) -> one gradient or None per input.
     """
     torch.library.register_autograd(f"leanconv::{name}", backward, setup_context=keep, lib=_library)
 
@@ -60,3 +62,22 @@ def eager(x: Tensor) -> bool:
         and torch._C._get_tracing_state() is None
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def autocast(name: str) -> None:
+    """Have ``leanconv::NAME`` run in autocast's dtype, as torch's convolutions do: float64 alone stays as it is."""
+    operation = getattr(torch.ops.leanconv, name)
+    for device in ("CPU", "CUDA"):
+        key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+        def cast(*arguments: Any, device: str = device.lower(), key: Any = key) -> Any:
+            dtype = torch.get_autocast_dtype(device)
+            with torch._C._ExcludeDispatchKeyGuard(key):
+                return operation(*(_lowered(argument, device, dtype) for argument in arguments))
+
+        _library.impl(name, cast, f"Autocast{device}")  # type: ignore[no-untyped-call]
+
+
+def _lowered(argument: Any, device: str, dtype: torch.dtype) -> Any:
+    fits = isinstance(argument, Tensor) and argument.device.type == device and argument.is_floating_point()
+    return argument.to(dtype) if fits and argument.dtype != torch.float64 else argument

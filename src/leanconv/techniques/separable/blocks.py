@@ -100,6 +100,26 @@ class _Separable(nn.Module):
         return int(self.pointwise.out_channels)
 
     @property
+    def kernel_size(self) -> Any:
+        """Of the depthwise half, as the next four are: networks ask a convolution for them."""
+        return self.depthwise.kernel_size
+
+    @property
+    def stride(self) -> Any:
+        """See :attr:`kernel_size`."""
+        return self.depthwise.stride
+
+    @property
+    def padding(self) -> Any:
+        """See :attr:`kernel_size`."""
+        return self.depthwise.padding
+
+    @property
+    def dilation(self) -> Any:
+        """See :attr:`kernel_size`."""
+        return self.depthwise.dilation
+
+    @property
     def depth_multiplier(self) -> int:
         """Kernels per input channel."""
         return int(self.depthwise.out_channels // self.depthwise.in_channels)

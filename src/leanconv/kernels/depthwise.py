@@ -26,7 +26,7 @@ from leanconv.kernels.choice import decide
 from leanconv.kernels.ops import autocast, register, register_autograd
 from leanconv.kernels.threads import parallel_for
 
-__all__ = ["depthwise_conv1d", "depthwise_conv2d", "depthwise_reference"]
+__all__ = ["depthwise_conv1d", "depthwise_conv2d", "depthwise_reference", "pays"]
 
 Pair = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Literal["same", "valid"]
@@ -120,6 +120,27 @@ def depthwise_conv1d(
     sides = padding if isinstance(padding, str) else ((0, 0), _pair("padding", padding, 0))
     y = depthwise_conv2d(x.unsqueeze(-2), weight.unsqueeze(-2), bias, (1, stride), sides, (1, dilation))
     return y.squeeze(-2)
+
+
+def pays(x: Tensor, weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], learns: bool) -> bool:
+    """Whether native code runs in the forward pass, or in one of the backward passes where the layer learns.
+
+    Args:
+        x: (N, C, L) or (N, C, H, W).
+        weight: (C * m, 1, *kernel).
+        stride: one or two numbers.
+        dilation: likewise.
+        learns: gradients will be asked for.
+    """
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    if x.device.type != "cpu" or (dtype == x.dtype and weight.dtype != dtype):
+        return False
+    flat = weight.dim() == 3
+    both = ((1, *sides) if flat else tuple(sides) for sides in (weight.shape[2:], stride, dilation))
+    geometry = (*(int(n) for sides in both for n in sides), weight.shape[0] // x.shape[1])
+    shape = (x.shape[0], x.shape[1], 1, x.shape[2]) if flat else tuple(x.shape)
+    passes = ("depthwise_forward", "depthwise_input", "depthwise_weight") if learns else ("depthwise_forward",)
+    return any(decide(one, shape, dtype, "cpu", geometry).implementation == "native" for one in passes)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:

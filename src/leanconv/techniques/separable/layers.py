@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanconv.errors import Error
+from leanconv.kernels.depthwise import depthwise_conv1d, depthwise_conv2d, pays
+from leanconv.kernels.ops import eager
 
 __all__ = [
     "DepthwiseConv1d",
@@ -89,10 +91,19 @@ class _Depthwise(_Conv):
         self._check(x)
         x, pad = self._pad(self._channels_last(x))
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if self.dims < 3 and x.dim() == self.dims + 2 and x.numel() and eager(x) and self._pays(x, learns):
+            padding: Any = pad if isinstance(pad, int) or self.dims == 2 else pad[0]
+            sizes: Any = (self.stride, padding, self.dilation) if self.dims == 2 else (
+                self.stride[0], padding, self.dilation[0]
+            )  # fmt: skip
+            return (depthwise_conv2d if self.dims == 2 else depthwise_conv1d)(x, self.weight, self.bias, *sizes)
         if x.dim() == self.dims + 2 and runs_split(self.depth_multiplier, self.kernel_size, learns):
             return self._split(x, pad)
         y: Tensor = _CONVOLVE[self.dims](x, self.weight, self.bias, self.stride, pad, self.dilation, self.groups)
         return self._channels_last(y)  # torch's 3-D convolution on one thread gives its own order back
+
+    def _pays(self, x: Tensor, learns: bool) -> bool:
+        return pays(x, self.weight, self.stride, self.dilation, learns)
 
     def _split(self, x: Tensor, pad: Size) -> Tensor:
         """Multiplier m as m convolutions of multiplier 1, interleaved: torch has no fast path for m > 1."""

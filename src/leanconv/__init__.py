@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from leanconv import models as models
     from leanconv import nn as nn
     from leanconv import techniques as techniques
+    from leanconv.acceleration import accelerate as accelerate
     from leanconv.accounting import cost as cost
     from leanconv.allocator import tune_allocator as tune_allocator
     from leanconv.graph import record as record
@@ -36,6 +37,7 @@ _LAZY = {
     "models": "",
     "nn": "",
     "techniques": "",
+    "accelerate": "acceleration",
     "cost": "accounting",
     "tune_allocator": "allocator",
     "record": "graph",

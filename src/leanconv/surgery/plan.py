@@ -16,7 +16,7 @@ __all__ = ["CONVERSIONS", "VERBS", "Plan", "Step", "propose"]
 
 FORMAT_VERSION = 1
 VERBS = ("apply", "remove", "fold", "separate", "convert")
-CONVERSIONS = ("frozen", "torch", "leanconv", "synchronised", "group", "reorder")
+CONVERSIONS = ("frozen", "torch", "leanconv", "synchronised", "group", "reorder", "fused")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ def _convert(ctx: Context, to: str, **options: Any) -> list[Edit | Refusal]:
         "synchronised": conversion.to_synchronised,
         "group": conversion.to_group,
         "reorder": conversion.reorder,
+        "fused": conversion.fuse,
     }
     try:
         return verbs[to](ctx, **options)

@@ -131,8 +131,8 @@ def convert(
     Args:
         model: any network; it is left as it is.
         to: ``frozen`` (normalise with running statistics in training too), ``synchronised`` (statistics of all
-            processes), ``torch`` or ``leanconv`` (whose layers), ``group`` (group norm), or ``reorder`` (norm before
-            activation where it stands after).
+            processes), ``torch`` or ``leanconv`` (whose layers), ``group`` (group norm), ``reorder`` (norm before
+            activation where it stands after), or ``fused`` (ours, with the activation after it in one operation).
         example: as of :func:`apply`.
         optimizer: as of :func:`apply`.
         latency: as of :func:`apply`.

@@ -18,11 +18,19 @@ from leanconv.contract import Claim, Context, Edit, Refusal
 from leanconv.errors import Error
 from leanconv.graph import Graph, Step
 from leanconv.techniques.batchnorm.fit import FORWARDS, hooked
-from leanconv.techniques.batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, freeze, frozen
+from leanconv.techniques.batchnorm.layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    freeze,
+    frozen,
+)
 from leanconv.techniques.batchnorm.places import back, is_activation, is_norm
 from leanconv.techniques.batchnorm.surgery import NO_GRAPH, left_behind
 
-__all__ = ["from_torch", "reorder", "to_frozen", "to_group", "to_synchronised", "to_torch"]
+__all__ = ["from_torch", "fuse", "reorder", "to_frozen", "to_group", "to_synchronised", "to_torch"]
 
 PAIRS: tuple[tuple[type[BatchNorm], type[TorchBatchNorm]], ...] = (
     (BatchNorm1d, nn.BatchNorm1d),
@@ -162,6 +170,39 @@ def reorder(ctx: Context) -> list[Edit | Refusal]:
             why = "another edit of this call moves the same layer"
         taken |= set() if why else {first.path, step.path}
         proposals.append(Refusal(step.path, why) if why else _swapped(ctx.graph, first, step))
+    return proposals
+
+
+def fuse(ctx: Context) -> list[Edit | Refusal]:
+    """Our batch norm takes in the ReLU, ReLU6, hard-swish or SiLU that alone reads it: one operation, x alone is kept.
+
+    Exact, no entry of the state_dict changes; an identity stands where the activation stood. Both must be modules that
+    are called once.
+    """
+    if ctx.graph is None:
+        return [Refusal("", NO_GRAPH)]
+    kinds: dict[object, str] = {type(make()): name for name, (_, make) in ACTIVATIONS.items()}
+    proposals: list[Edit | Refusal] = []
+    for step in ctx.graph.steps:
+        norm, act = step.module, ctx.graph.only_consumer(step)
+        if not isinstance(norm, BatchNorm) or norm.activation is not None or act is None or act.module is None:
+            continue
+        if type(act.module) not in kinds:
+            continue
+        why = _unfit_pair(ctx.graph, step, act)
+        if why:
+            proposals.append(Refusal(step.path, why))
+            continue
+        new = copy.copy(norm)
+        for name in ("_parameters", "_buffers", "_modules"):
+            new.__dict__[name] = dict(norm.__dict__[name])
+        new.activation = kinds[type(act.module)]
+        put: dict[str, nn.Module] = dict.fromkeys(ctx.graph.aliased(step.path), new)
+        names = [f"{path}.{name}" for path in put for name in norm.state_dict()]
+        rest = nn.Identity().train(act.module.training)
+        put |= dict.fromkeys(ctx.graph.aliased(act.path), rest)
+        told = f"{step.path} takes in {act.path}: batch norm and {act.kind} in one operation"
+        proposals.append(Edit(put, told, "exact", dict(zip(names, names, strict=True))))
     return proposals
 
 

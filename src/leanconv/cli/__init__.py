@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": ("leanconv.cli.eval", "how often trained runs are right on labelled images, and how they are wrong"),
     "predict": ("leanconv.cli.predict", "name what is in photos, with one trained run or the average of several"),
     "report": ("leanconv.cli.report", "show a run, or several side by side, as a page for the browser"),
+    "kernels": ("leanconv.cli.kernels", "which operations run in native code here, and why"),
     "runs": ("leanconv.cli.runs", "list the runs that there are"),
     "tour": ("leanconv.cli.tour", "the source's figures, table and equations, computed and drawn as one page"),
     "cost": ("leanconv.cli.cost", "parameters, multiply-adds and bytes of a network, layer by layer"),

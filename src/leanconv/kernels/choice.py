@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from typing import Literal
 
 import torch
@@ -36,12 +35,11 @@ _NEVER = 1 << 30
 _LEAST_WIDTH: dict[tuple[str, str], tuple[int, int]] = {
     ("depthwise_forward", "avx512"): (7, 7),
     ("depthwise_forward", "avx2"): (5, 7),
-    ("depthwise_input", "avx512"): (3, 5),
+    ("depthwise_input", "avx512"): (5, 5),
     ("depthwise_input", "avx2"): (5, 7),
     ("depthwise_input", "bf16"): (5, 1),
 }
 _SEQUENCE = 15  # the same for kernels of one row
-_LARGE = 1 << 18  # elements of an input from which kernels up to 4 wide count
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _slower(op: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str, geome
     least = _LEAST_WIDTH.get((op, "bf16" if dtype == torch.bfloat16 else isa), (_NEVER, _NEVER))[strided]
     if height == 1:
         least = max(least, _SEQUENCE)
-    if width >= least and (width > 4 or strided or prod(shape) >= _LARGE):
+    if width >= least:
         return None
     return f"kernel {height}x{width}, stride {'above 1' if strided else 1}"
 

@@ -20,7 +20,7 @@ def accelerate(
     latency: bool = False,
     check: bool = True,
 ) -> tuple[nn.Module, Certificate]:
-    """Have a network train and run on leanconv's own kernels, with the same results.
+    """Have a network train and run on leanconv's own kernels; results stay within rounding.
 
     Batch norms become leanconv's, each takes in the activation that alone reads it (one operation, which keeps nothing
     but its input for the backward pass), and weights lie channels_last, as the kernels read maps. Names and values of

@@ -2,7 +2,7 @@
 
 Eager operations read and write the maps ten times, forward and backward, and keep two tensors of their size; this one
 reads x twice and writes y, reads x and dy twice and writes dx, and keeps x alone: the activation is computed again from
-it. Statistics are sums about a value of their own, merged in float64 in an order that depends on the shape alone, and
+it. Statistics are sums about the mean of a few rows, merged in float64 in an order that depends on the shape alone, and
 the mean is a float32 with what rounding left of it (``rest``), so that neither a mean of 1e4 nor the number of threads
 shows in the results.
 

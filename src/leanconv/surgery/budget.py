@@ -152,7 +152,7 @@ def _costs(ctx: Context, unit: str, paths: list[str]) -> tuple[float, dict[str, 
         calls = ctx.graph.calls(path)
         positions = sum(math.prod(ctx.graph.shape(call.outputs[0])[2:]) for call in calls) if unit == "macs" else 1
         found[path] = {None: float(conv.weight.numel() * positions)}
-        for rank in range(1, min(kernel, group) + 1):
+        for rank in range(1, separating.full(conv) + 1):
             found[path][rank] = float(conv.in_channels * rank * (kernel + group) * positions)
     return float(total.macs if unit == "macs" else total.params), found
 
@@ -166,7 +166,7 @@ def _latencies(ctx: Context, paths: list[str]) -> tuple[float, dict[str, dict[in
     for path in paths:
         conv: Any = ctx.model.get_submodule(path)
         seen = separating.inputs(ctx.model, path, ctx.probe, len(ctx.graph.calls(path)))
-        most = min(math.prod(conv.kernel_size), conv.out_channels // conv.groups)
+        most = separating.full(conv)
         contenders: dict[str, tuple[nn.Module, Any]] = {"dense": (conv, seen[0])}
         for rank in range(1, most + 1):
             layer = separable.fitted_separable(conv, separable.separate_weights(conv, rank))
@@ -186,17 +186,20 @@ def _curve(
         return separable.weight_curve(conv), 1.0
     most = separating.full(conv)
     weights = separating.importance(ctx, path)
-    fit: Callable[[int], Fitted]
     if separating.large(conv):
         features = seen.features(path, min(NESTED, most))
         errors = {rank: features.fitted(rank, bias=True, importance=weights)[1] for rank in range(1, most)[:NESTED]}
-        fit = lambda rank: features.fitted(rank, bias=True)[0]  # noqa: E731
+
+        def fit(rank: int) -> Fitted:
+            return features.fitted(rank, bias=True)[0]
+
     else:
         moments = seen.moments(path)
         errors = separable.error_curve(conv, moments, bias="add", importance=weights, rounds=2)
-        fit = lambda rank: separable.separate_outputs(  # noqa: E731
-            conv, rank, moments, bias="add", importance=weights, rounds=2
-        )
+
+        def fit(rank: int) -> Fitted:
+            return separable.separate_outputs(conv, rank, moments, bias="add", importance=weights, rounds=2)
+
     curve = _filled({**errors, most: 0.0} if most not in errors else errors, most)
     lossy = [rank for rank in errors if curve[rank] > 1e-6]
     if not lossy:

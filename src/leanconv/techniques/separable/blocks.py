@@ -35,6 +35,9 @@ class _Separable(nn.Module):
     depthwise_class: ClassVar[Any]
     pointwise_class: ClassVar[Any]
 
+    keeps_order: bool = False
+    """Outputs lie in memory as the inputs do, for networks that ``view`` them; else always channels_last."""
+
     def __init__(
         self,
         in_channels: int,
@@ -101,7 +104,7 @@ class _Separable(nn.Module):
 
     @property
     def kernel_size(self) -> Any:
-        """Of the depthwise half, as the next four are: networks ask a convolution for them."""
+        """Of the depthwise half, as the next three are: networks ask a convolution for them."""
         return self.depthwise.kernel_size
 
     @property
@@ -123,9 +126,6 @@ class _Separable(nn.Module):
     def depth_multiplier(self) -> int:
         """Kernels per input channel."""
         return int(self.depthwise.out_channels // self.depthwise.in_channels)
-
-    keeps_order: bool = False
-    """Outputs lie in memory as the inputs do, for networks that ``view`` them; else always channels_last."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, Cin, *spatial) -> (N, Cout, *spatial')."""

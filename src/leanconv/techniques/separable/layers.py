@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,7 @@ __all__ = [
 Size = int | tuple[int, ...]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_NATIVE: dict[int, Callable[..., Tensor]] = {1: depthwise_conv1d, 2: depthwise_conv2d}
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -91,19 +93,17 @@ class _Depthwise(_Conv):
         self._check(x)
         x, pad = self._pad(self._channels_last(x))
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if self.dims < 3 and x.dim() == self.dims + 2 and x.numel() and eager(x) and self._pays(x, learns):
-            padding: Any = pad if isinstance(pad, int) or self.dims == 2 else pad[0]
-            sizes: Any = (self.stride, padding, self.dilation) if self.dims == 2 else (
-                self.stride[0], padding, self.dilation[0]
-            )  # fmt: skip
-            return (depthwise_conv2d if self.dims == 2 else depthwise_conv1d)(x, self.weight, self.bias, *sizes)
-        if x.dim() == self.dims + 2 and runs_split(self.depth_multiplier, self.kernel_size, learns):
+        batched = x.dim() == self.dims + 2
+        native = batched and self.dims in _NATIVE and x.numel() and eager(x)
+        if native and pays(x, self.weight, self.stride, self.dilation, learns):
+            sizes: Any = (self.stride, pad, self.dilation)
+            if self.dims == 1:
+                sizes = (size if isinstance(size, int) else size[0] for size in sizes)
+            return _NATIVE[self.dims](x, self.weight, self.bias, *sizes)
+        if batched and runs_split(self.depth_multiplier, self.kernel_size, learns):
             return self._split(x, pad)
         y: Tensor = _CONVOLVE[self.dims](x, self.weight, self.bias, self.stride, pad, self.dilation, self.groups)
         return self._channels_last(y)  # torch's 3-D convolution on one thread gives its own order back
-
-    def _pays(self, x: Tensor, learns: bool) -> bool:
-        return pays(x, self.weight, self.stride, self.dilation, learns)
 
     def _split(self, x: Tensor, pad: Size) -> Tensor:
         """Multiplier m as m convolutions of multiplier 1, interleaved: torch has no fast path for m > 1."""

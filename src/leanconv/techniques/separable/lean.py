@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from leanconv.errors import Error
+from leanconv.techniques.separable.aware import RIDGE
 from leanconv.techniques.separable.convert import Fitted, grouped_weight
 from leanconv.techniques.separable.layers import positive
-from leanconv.techniques.separable.patches import Patches, centred
+from leanconv.techniques.separable.patches import LEAST, Patches, centred
 
 __all__ = ["ChannelMoments", "FeatureMoments", "leading"]
-
-RIDGE = 1e-4
-LEAST = 20_000
 
 
 class ChannelMoments:

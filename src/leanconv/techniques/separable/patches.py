@@ -16,6 +16,7 @@ from leanconv.techniques.separable.layers import positive
 
 __all__ = ["PatchMoments", "Patches", "centred", "enough"]
 
+LEAST = 20_000  # patches that moments are made of, where there are so many
 _CHUNK = 1 << 24  # numbers in one chunk of patches: 64 MiB of float32
 _BLOCK = 1024  # columns of one block of the products: those below the diagonal are not computed
 
@@ -26,7 +27,7 @@ def enough(conv: nn.Module) -> int:
     Raises:
         Error: no ``nn.Conv1d/2d/3d``.
     """
-    return max(8 * grouped_weight(conv).shape[2], 20_000)
+    return max(8 * grouped_weight(conv).shape[2], LEAST)
 
 
 class Patches:

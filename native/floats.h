@@ -6,11 +6,31 @@
 #include "simd.h"
 
 typedef int32_t vi __attribute__((vector_size(LC_BYTES)));
-typedef double vd __attribute__((vector_size(LC_BYTES * 2)));  // as many doubles as a vector has floats
+typedef float vf_half __attribute__((vector_size(LC_BYTES / 2)));
+typedef double vd_half __attribute__((vector_size(LC_BYTES)));
 
-LC_INLINE vf splat_f(float x) { return vf{} + x; }
+LC_INLINE vf splat_f(float x) { return x - vf{}; }  // x + 0 would be an addition: -0 + 0 is 0
 LC_INLINE vf select(vi where, vf yes, vf no) { return where ? yes : no; }
-LC_INLINE vd widen(vf x) { return __builtin_convertvector(x, vd); }
+
+// As many doubles as a vector has floats, in two registers: vectors wider than those go through memory, number by number.
+struct vd {
+  vd_half low, high;
+};
+LC_INLINE vd operator+(vd a, vd b) { return {a.low + b.low, a.high + b.high}; }
+LC_INLINE vd operator-(vd a, vd b) { return {a.low - b.low, a.high - b.high}; }
+LC_INLINE vd operator*(vd a, vd b) { return {a.low * b.low, a.high * b.high}; }
+LC_INLINE vd operator*(vd a, double x) { return {a.low * x, a.high * x}; }
+LC_INLINE vd widen(vf x) {
+  vf_half halves[2];
+  __builtin_memcpy(halves, &x, sizeof x);
+  return {__builtin_convertvector(halves[0], vd_half), __builtin_convertvector(halves[1], vd_half)};
+}
+LC_INLINE vf narrow(vd x) {
+  const vf_half halves[] = {__builtin_convertvector(x.low, vf_half), __builtin_convertvector(x.high, vf_half)};
+  vf v;
+  __builtin_memcpy(&v, halves, sizeof v);
+  return v;
+}
 
 // The first n < kFloats of a vector, zeros behind; T is what memory holds, float or bf16.
 template <typename T>

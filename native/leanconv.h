@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define LC_ABI 2
+#define LC_ABI 3
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "leanconv's native kernels are written for little-endian machines"
@@ -78,15 +78,48 @@ struct lc_depthwise {
   lc_parallel_for parallel_for;  // null: this thread alone
 };
 
+// A pointwise convolution of rows of pixels between two batch norms; see kernels/pointwise.inl.h. Both norms are of `rows`
+// rows; of them act, given, eps, gamma, beta, mean, rest, var, dgamma, dbeta count, the library fills in the others.
+struct lc_pointwise {
+  uint32_t size;  // sizeof(lc_pointwise)
+  int32_t isa;
+  int32_t dtype;     // of x, y, dy, dx
+  int32_t normed;    // whether x passes `before`, whose statistics are there, and its activation
+  int32_t measured;  // whether forward computes the statistics of y, and backward gets dy of act(norm(y)), not of y
+  float scale;       // of what `keep` lets through
+  int64_t rows, in_channels, out_channels;
+  const void* x;        // (rows, in_channels)
+  const uint8_t* keep;  // (rows, in_channels), 0 or 1; null: everything
+  void* y;              // (rows, out_channels): written by forward, else read
+  const void* dy;
+  void* dx;             // (rows, in_channels)
+  const float* weight;  // (out_channels, in_channels)
+  float* dweight;
+  void* scratch;  // lc_pointwise_scratch bytes, aligned to 64
+  int64_t scratch_size;
+  int64_t threads;  // that may run at once, 1 to 64
+  lc_parallel_for parallel_for;
+  lc_norm before, after;
+  struct {  // filled in by the library
+    int64_t held, chunks, groups, per_group, slot_size, kept;
+    uint64_t* busy;
+    double* sums;
+    float *packed, *slots, *partials;
+  } plan;
+};
+
 LC_API int32_t lc_abi(void);
 LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
 LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-bit number >= limit; at least one per row
 LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1
 LC_API int64_t lc_norm_scratch(int64_t rows, int64_t channels);  // bytes; -1 for sizes out of range
-LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y, and mean, rest and var unless given
+LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y (null: not wanted), and mean, rest and var unless given
 LC_API int32_t lc_norm_backward(lc_norm* norm);                   // dx, dgamma and dbeta from x, dy and what forward gave
 LC_API int64_t lc_depthwise_scratch(const lc_depthwise* conv);  // floats that each of the three needs; negative: -failure
 LC_API int32_t lc_depthwise_forward(const lc_depthwise* conv);
 LC_API int32_t lc_depthwise_backward_input(const lc_depthwise* conv);
 LC_API int32_t lc_depthwise_backward_weight(const lc_depthwise* conv);
+LC_API int64_t lc_pointwise_scratch(const lc_pointwise* p, int32_t backward);  // bytes; negative: -failure
+LC_API int32_t lc_pointwise_forward(lc_pointwise* p);   // y, and its statistics if measured
+LC_API int32_t lc_pointwise_backward(lc_pointwise* p);  // dx, dweight, and dgamma and dbeta of the norms that are there

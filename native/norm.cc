@@ -33,7 +33,11 @@ bool cut(int64_t rows, int64_t channels, Cut* c) {
   return true;
 }
 
-int32_t prepare(lc_norm* n) {
+int64_t grain(const lc_norm* n) { return n->plan.width >= kGrain ? 1 : kGrain / n->plan.width; }
+
+}  // namespace
+
+int32_t lc_norm_prepare(lc_norm* n) {
   if (const int32_t bad = check_head(n)) return bad;
   Cut c;
   if (!cut(n->rows, n->channels, &c)) return LC_BAD_ARGUMENT;
@@ -45,17 +49,13 @@ int32_t prepare(lc_norm* n) {
   return LC_OK;
 }
 
-int64_t grain(const lc_norm* n) { return n->plan.width >= kGrain ? 1 : kGrain / n->plan.width; }
-
-}  // namespace
-
 int64_t lc_norm_scratch(int64_t rows, int64_t channels) {
   Cut c;
   return cut(rows, channels, &c) ? c.sums + 5 * c.vector : -1;
 }
 
 int32_t lc_norm_forward(lc_norm* n) {
-  if (const int32_t bad = prepare(n)) return bad;
+  if (const int32_t bad = lc_norm_prepare(n)) return bad;
   if (n->rows == 0) return LC_OK;
   const lc_table& table = lc_table_of(n->isa);
   if (!n->given) {
@@ -63,17 +63,25 @@ int32_t lc_norm_forward(lc_norm* n) {
     table.norm_merge(*n, 0, n->plan.width);
     table.norm_settle(*n, 0, n->channels);
   }
+  if (n->y == nullptr) return LC_OK;
   table.norm_factors(*n, 0, n->channels);
   return split(n, table.norm_apply, n->plan.rows, grain(n));
 }
 
-int32_t lc_norm_backward(lc_norm* n) {
-  if (const int32_t bad = prepare(n)) return bad;
-  if (n->rows == 0) return LC_OK;
+int32_t lc_norm_slopes(lc_norm* n) {
   const lc_table& table = lc_table_of(n->isa);
   table.norm_factors(*n, 0, n->channels);
   if (const int32_t bad = split(n, table.norm_sums, n->plan.chunks, 1)) return bad;
   table.norm_add(*n, 0, n->plan.width);
   table.norm_slopes(*n, 0, n->channels);
-  return split(n, table.norm_gradient, n->plan.rows, grain(n));
+  return LC_OK;
+}
+
+int32_t lc_norm_gradient(lc_norm* n) { return split(n, lc_table_of(n->isa).norm_gradient, n->plan.rows, grain(n)); }
+
+int32_t lc_norm_backward(lc_norm* n) {
+  if (const int32_t bad = lc_norm_prepare(n)) return bad;
+  if (n->rows == 0) return LC_OK;
+  if (const int32_t bad = lc_norm_slopes(n)) return bad;
+  return lc_norm_gradient(n);
 }

@@ -12,6 +12,7 @@ namespace {
 #include "kernels/depthwise.inl.h"
 #include "kernels/depthwise_rows.inl.h"
 #include "kernels/depthwise_weight.inl.h"
+#include "kernels/pointwise.inl.h"
 }  // namespace
 
 #define LC_JOIN_(a, b) a##b
@@ -22,4 +23,6 @@ const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     norm_stats, norm_merge, norm_settle, norm_factors, norm_apply, norm_sums, norm_add, norm_slopes, norm_gradient,
     depthwise_scratch, depthwise_blocks, depthwise_tasks, depthwise_pack, depthwise_pack_flipped, depthwise_rows,
     depthwise_input_rows, depthwise_weight, depthwise_sum,
+    pointwise_plan, pointwise_panels, pointwise_tiles, pointwise_pack, pointwise_pack_flipped, pointwise_forward,
+    pointwise_backward, pointwise_sum,
 };

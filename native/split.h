@@ -9,6 +9,11 @@
 
 const lc_table& lc_table_of(int32_t isa);  // of one that lc_supported
 
+// Parts of the batch norm for what is fused with it.
+int32_t lc_norm_prepare(lc_norm* n);   // checks it and fills in the plan
+int32_t lc_norm_slopes(lc_norm* n);    // dgamma, dbeta and the factors of dx, of one that is prepared
+int32_t lc_norm_gradient(lc_norm* n);  // dx, once the slopes are there
+
 namespace {
 
 // Numbers below the normal range are zero while this lives: one of them costs a hundred normal ones. The caller's setting

@@ -24,4 +24,12 @@ struct lc_table {
   void (*depthwise_input_rows)(const lc_depthwise& conv, int64_t begin, int64_t end);    // rows of x
   void (*depthwise_weight)(const lc_depthwise& conv, int64_t begin, int64_t end);        // tasks
   void (*depthwise_sum)(const lc_depthwise& conv, int64_t begin, int64_t end);           // blocks
+  int64_t (*pointwise_plan)(lc_pointwise& p, int64_t at, int64_t backward);             // end of the scratch memory
+  int64_t (*pointwise_panels)(const lc_pointwise& p, int64_t backward);
+  int64_t (*pointwise_tiles)(const lc_pointwise& p);                                    // of output channels
+  void (*pointwise_pack)(const lc_pointwise& p, int64_t begin, int64_t end);            // panels, for forward
+  void (*pointwise_pack_flipped)(const lc_pointwise& p, int64_t begin, int64_t end);    // for backward
+  void (*pointwise_forward)(const lc_pointwise& p, int64_t begin, int64_t end);         // chunks of rows
+  void (*pointwise_backward)(const lc_pointwise& p, int64_t begin, int64_t end);        // groups of chunks, or chunks
+  void (*pointwise_sum)(const lc_pointwise& p, int64_t begin, int64_t end);             // tiles of output channels
 };

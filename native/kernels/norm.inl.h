@@ -46,8 +46,8 @@ struct Tally {  // of one vector of columns
 
 LC_INLINE void merge(Tally& t, double before, double each, double share, vf shift, vf s1, vf s2) {
   const vd sum = widen(s1), delta = widen(shift) + sum * each - t.mean;
-  t.m2 += widen(s2) - sum * sum * each + delta * delta * (before * share);
-  t.mean += delta * share;
+  t.m2 = t.m2 + widen(s2) - sum * sum * each + delta * delta * (before * share);
+  t.mean = t.mean + delta * share;
 }
 
 // Calls f(column, part) for each vector of columns, kVectors of them in one turn; part is 0, or how many columns are left
@@ -69,6 +69,16 @@ LC_INLINE vf some(const T* p, int64_t part) {
 template <typename T>
 LC_INLINE void write(T* p, vf v, int64_t part) {
   part ? store_part(p, v, part) : store(p, v);
+}
+
+// Sums of a vector of columns, of the first `part` of them alone where that is not 0.
+LC_INLINE vd load_sums(const double* p, int64_t part) {
+  vd v = {};
+  part ? __builtin_memcpy(&v, p, (size_t)part * sizeof *p) : __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+LC_INLINE void store_sums(double* p, vd v, int64_t part) {
+  part ? __builtin_memcpy(p, &v, (size_t)part * sizeof *p) : __builtin_memcpy(p, &v, sizeof v);
 }
 
 // `count` rows of a strip of at most kNormStrip columns, `before` rows after the first of its chunk, merged into `mean` and
@@ -95,12 +105,11 @@ LC_INLINE void tally(const T* x, int64_t width, int64_t strip, int64_t count, in
     });
   const double each = count == kNormTile ? 1.0 / kNormTile : 1 / (double)count, share = (double)count / (double)(before + count);
   columns<1>(strip, [&](int64_t c, int64_t part) {
-    const size_t bytes = (size_t)(part ? part : (int64_t)kFloats) * sizeof(double);
     Tally t = {};
-    if (before) __builtin_memcpy(&t.mean, mean + c, bytes), __builtin_memcpy(&t.m2, m2 + c, bytes);
+    if (before) t.mean = load_sums(mean + c, part), t.m2 = load_sums(m2 + c, part);
     merge(t, (double)before, each, share, load(shift + c), load(s1 + c), load(s2 + c));
-    __builtin_memcpy(mean + c, &t.mean, bytes);
-    __builtin_memcpy(m2 + c, &t.m2, bytes);
+    store_sums(mean + c, t.mean, part);
+    store_sums(m2 + c, t.m2, part);
   });
 }
 

@@ -16,13 +16,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from leanconv.errors import Error
 
-__all__ = ["ABI", "ISAS", "Depthwise", "Library", "Mask", "Norm", "available", "explain", "forced", "isa", "load"]
+__all__ = [
+    "ABI", "ISAS", "Depthwise", "Library", "Mask", "Norm", "Pointwise", "available", "explain", "forced", "isa", "load",
+]  # fmt: skip
 
-ABI = 2
+ABI = 3
 ISAS = ("scalar", "avx2", "avx512", "neon")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
 _CALLS = (
@@ -35,6 +37,8 @@ _CALLS = (
     "lc_norm_scratch",
     "lc_norm_forward",
     "lc_norm_backward",
+    "lc_pointwise_forward",
+    "lc_pointwise_backward",
 )
 _FAILURES = {
     1: "the argument struct has another size",
@@ -115,7 +119,31 @@ class Depthwise(ctypes.Structure):
     )
 
 
+class Pointwise(ctypes.Structure):
+    """``lc_pointwise`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("normed", ctypes.c_int32),
+        ("measured", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("rows", ctypes.c_int64),
+        ("in_channels", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("x", "keep", "y", "dy", "dx", "weight", "dweight", "scratch")),
+        ("scratch_size", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        ("before", Norm),
+        ("after", Norm),
+        ("plan", ctypes.c_int64 * 11),
+    )
+
+
 _SIZE = ctypes.sizeof(Mask)
+_POINTWISE_SIZE = ctypes.sizeof(Pointwise)
 _NORM_SIZE = ctypes.sizeof(Norm)
 _DEPTHWISE_SIZE = ctypes.sizeof(Depthwise)
 _SIZES = 16  # fields of Depthwise between isa and x
@@ -225,6 +253,64 @@ class Library:
         if failure:
             why = _FAILURES.get(failure, f"failure {failure}")
             raise Error(f"native norm: {why}, got isa={isa or self.isa}, (rows, channels) = {sizes}")
+
+    def pointwise(
+        self,
+        sizes: tuple[int, int, int],
+        addresses: dict[str, int],
+        *,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+        dtype: int = 0,
+        scale: float = 1.0,
+        threads: int = 1,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> Pointwise:
+        """The arguments of a pointwise convolution between two batch norms; see native/leanconv.h.
+
+        Args:
+            sizes: rows, input channels, output channels.
+            addresses: by name, of what the direction reads and writes; absent ones are null.
+            before: fields of the norm that x passes: act, given, eps and addresses; None: x is taken as it is.
+            after: fields of the norm that y passes; None: no statistics of y, and dy is its own gradient.
+            dtype: 0 float32, 1 bfloat16.
+            scale: of what ``keep`` lets through.
+            threads: that may run at once.
+            parallel_for: as of :meth:`keep_mask`.
+            isa: as of :meth:`keep_mask`.
+        """
+        norms = [Norm(**(fields or {})) for fields in (before, after)]
+        return Pointwise(
+            _POINTWISE_SIZE, self._numbers.get(isa or self.isa, -1), dtype, before is not None, after is not None, scale,
+            *sizes, threads=max(1, min(threads, 64)), parallel_for=parallel_for, before=norms[0], after=norms[1],
+            **addresses,
+        )  # fmt: skip
+
+    def pointwise_scratch(self, call: Pointwise, backward: bool) -> int:
+        """Bytes of scratch memory, aligned to 64, that a pass needs.
+
+        Raises:
+            Error: the library refused.
+        """
+        found = int(self._handle.lc_pointwise_scratch(ctypes.byref(call), backward))
+        return found if found >= 0 else self._pointwise_refused(-found, call)
+
+    def pointwise_run(self, call: Pointwise, backward: bool) -> None:
+        """One pass of what :meth:`pointwise` describes.
+
+        Raises:
+            Error: the library refused.
+        """
+        function = self._handle.lc_pointwise_backward if backward else self._handle.lc_pointwise_forward
+        failure = function(ctypes.byref(call))
+        if failure:
+            self._pointwise_refused(failure, call)
+
+    def _pointwise_refused(self, failure: int, call: Pointwise) -> NoReturn:
+        why = _FAILURES.get(failure, f"failure {failure}")
+        got = ", ".join(f"{name}={getattr(call, name)}" for name in ("rows", "in_channels", "out_channels", "threads"))
+        raise Error(f"native pointwise convolution: {why}, got {got}")
 
     def _mask(self, function: Callable[[object], int], isa: str | None, fields: tuple[int | None, ...]) -> None:
         mask = Mask(_SIZE, self._numbers.get(isa or self.isa, -1), *fields)
@@ -372,6 +458,8 @@ def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
         handle.lc_depthwise_scratch.restype = ctypes.c_int64
         handle.lc_norm_scratch.argtypes = (ctypes.c_int64, ctypes.c_int64)
         handle.lc_norm_scratch.restype = ctypes.c_int64
+        handle.lc_pointwise_scratch.argtypes = (ctypes.c_void_p, ctypes.c_int32)
+        handle.lc_pointwise_scratch.restype = ctypes.c_int64
         abi = handle.lc_abi()
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); install leanconv again"

@@ -1,0 +1,443 @@
+// Pointwise convolution between two batch norms: y = a W^T over rows of pixels, a = keep scale act((x - mean) p + q) made from
+// x in the load of the product, the statistics of y in its epilogue. The backward pass makes the gradient of y from that of
+// act(norm(y)) in the load, and in the epilogue the gradient before the first activation with the sums that its norm needs.
+//
+// A chunk of rows is normalised once into the second-level cache, as blocks of kBlock channels: [block][row][kStride], an odd
+// number of cache lines, so that rows do not share sets. Products run on tiles of kTall rows and kPanel columns whose sums
+// stay in registers. Weights are packed into panels of kPanel columns. How rows are cut depends on the shape and on the
+// instruction set; chunks are added in order, so the number of threads never shows.
+
+#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_PLAIN))
+enum { kTall = 14, kBlock = 224 };  // a block is whole tiles and whole panels
+#else
+enum { kTall = 6, kBlock = 192 };
+#endif
+enum {
+  kPanel = 2 * kFloats,
+  kStride = kBlock + 16,
+  kCached = 400 << 10,     // bytes of a chunk
+  kChunkRows = 256,        // at most
+  kKept = 16 << 20,        // bytes of all chunks: where they are fewer, chunks wait for the weights' gradient
+  kPartials = 4 << 20,     // else bytes of its partial sums
+  kGroups = 32,            // and how many of them there are at most
+};
+
+// tile[i][j] (+)= sum over steps of a[i ARow + s AStep] b[s BStep + j], R rows. It is added at the end: short sums round less.
+template <int R, int ARow, int AStep, int BStep>
+static void product_of(const float* a, const float* b, int64_t steps, float* tile, bool add) {
+  vf sum[R][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+    sum[i][0] = vf{};
+    sum[i][1] = vf{};
+  }
+  for (; steps > 0; --steps, a += AStep, b += BStep) {
+    const vf b0 = load(b), b1 = load(b + kFloats);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const vf v = splat_f(a[i * ARow]);
+      sum[i][0] += v * b0;
+      sum[i][1] += v * b1;
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+    float *to = tile + i * kPanel, *to1 = to + kFloats;
+    store(to, add ? load(to) + sum[i][0] : sum[i][0]);
+    store(to1, add ? load(to1) + sum[i][1] : sum[i][1]);
+  }
+}
+
+template <int ARow, int AStep, int BStep>
+LC_INLINE void product(int rows, const float* a, const float* b, int64_t steps, float* tile, bool add) {
+  switch (rows) {
+    case 1: return product_of<1, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 2: return product_of<2, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 3: return product_of<3, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 4: return product_of<4, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 5: return product_of<5, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 6: return product_of<6, ARow, AStep, BStep>(a, b, steps, tile, add);
+#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_PLAIN))
+    case 7: return product_of<7, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 8: return product_of<8, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 9: return product_of<9, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 10: return product_of<10, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 11: return product_of<11, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 12: return product_of<12, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 13: return product_of<13, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 14: return product_of<14, ARow, AStep, BStep>(a, b, steps, tile, add);
+#endif
+    default: return;
+  }
+}
+
+// Rows of a (or of the gradient of y) times packed weights, all channels of the sum: one tile.
+LC_INLINE void tile_of(const float* rows, int64_t held, int64_t from, int count, int64_t channels, const float* panel,
+                       float* tile) {
+  for (int64_t c = 0; c < channels; c += kBlock) {
+    const int64_t steps = channels - c < kBlock ? channels - c : (int64_t)kBlock;
+    product<kStride, 1, kPanel>(count, rows + (c / kBlock * held + from) * kStride, panel + c * kPanel, steps, tile, c > 0);
+  }
+}
+
+// --- sizes and scratch ----------------------------------------------------------------------------------------------
+
+LC_INLINE int64_t panels_of(int64_t channels) { return ceil_div(channels, kPanel); }
+
+LC_INLINE int64_t partial_size(const lc_pointwise& p) {
+  return ceil_div(p.out_channels, kTall) * panels_of(p.in_channels) * kTall * kPanel;
+}
+
+// Lays out the scratch memory from `at` on and returns its end; called with 0 it counts.
+static int64_t pointwise_plan(lc_pointwise& p, int64_t at, int64_t backward) {
+  const int64_t wide = p.in_channels + (backward ? p.out_channels : 0);
+  const int64_t blocks = ceil_div(p.in_channels, kBlock) + (backward ? ceil_div(p.out_channels, kBlock) : 0);
+  int64_t held = kCached / (4 * wide);
+  held = held < 2 * kTall ? 2 * kTall : held > kChunkRows ? (int64_t)kChunkRows : held;
+  int64_t chunks = ceil_div(p.rows, held);
+  if (chunks < 64) chunks = ceil_div(chunks, 8) * 8;  // shared evenly by two, four or eight threads
+  held = ceil_div(p.rows, chunks);
+  p.plan.held = held < 8 ? 8 : held;
+  p.plan.chunks = ceil_div(p.rows, p.plan.held);
+  p.plan.slot_size = (blocks * p.plan.held * kStride + kTall * kPanel) * 4;
+  p.plan.kept = backward && p.plan.chunks * p.plan.slot_size <= kKept;
+  int64_t groups = p.plan.kept ? 1 : kPartials / (4 * p.in_channels * p.out_channels + 1);
+  if (!p.plan.kept) groups = groups < 4 ? 4 : groups > kGroups ? (int64_t)kGroups : groups;
+  p.plan.per_group = ceil_div(p.plan.chunks, groups);
+  p.plan.groups = ceil_div(p.plan.chunks, p.plan.per_group);
+  const auto take = [&at](int64_t bytes) {
+    const int64_t from = at;
+    at += ceil_div(bytes, 64) * 64;
+    return from;
+  };
+  const int64_t summed = backward ? p.in_channels : p.out_channels, other = backward ? p.out_channels : p.in_channels;
+  p.plan.busy = (uint64_t*)take(8);
+  p.plan.sums = (double*)take(p.plan.chunks * 2 * summed * 8);
+  p.plan.packed = (float*)take(panels_of(summed) * other * kPanel * 4);
+  p.plan.slots = (float*)take((p.plan.kept ? p.plan.chunks : p.threads) * p.plan.slot_size);
+  p.plan.partials = (float*)take(backward ? p.plan.groups * partial_size(p) * 4 : 0);
+  return at;
+}
+
+// A range of chunks takes one of the slots of scratch memory; with as many slots as threads none waits.
+struct Slot {
+  LC_INLINE_MEMBER explicit Slot(const lc_pointwise& p) : busy(p.plan.busy) {
+    for (bit = 0;; bit = bit + 1 < p.threads ? bit + 1 : 0) {
+      const uint64_t mine = (uint64_t)1 << bit;
+      if (!(__atomic_fetch_or(busy, mine, __ATOMIC_ACQUIRE) & mine)) break;
+    }
+    at = p.plan.slots + bit * (p.plan.slot_size / 4);
+  }
+  LC_INLINE_MEMBER ~Slot() { __atomic_fetch_and(busy, ~((uint64_t)1 << bit), __ATOMIC_RELEASE); }
+  uint64_t* busy;
+  int64_t bit;
+  float* at;
+};
+
+// --- weights --------------------------------------------------------------------------------------------------------
+
+// kFloats rows of kFloats columns, transposed.
+LC_INLINE void transpose(vf* v) {
+#pragma GCC unroll 4
+  for (int stage = 1; stage < kFloats; stage *= 2) {
+    vf w[kFloats];
+#pragma GCC unroll 16
+    for (int i = 0; i < kFloats / 2; ++i) {
+      w[2 * i] = interleave_low(v[i], v[i + kFloats / 2]);
+      w[2 * i + 1] = interleave_high(v[i], v[i + kFloats / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kFloats; ++i) v[i] = w[i];
+  }
+}
+
+// Panels [begin, end) of output channels: [in channel][kPanel], zeros behind the last.
+static void pointwise_pack(const lc_pointwise& p, int64_t begin, int64_t end) {
+  const int64_t in = p.in_channels, out = p.out_channels;
+  for (int64_t n = begin * kPanel; n < end * kPanel; n += kFloats) {
+    float* to = p.plan.packed + n / kPanel * in * kPanel + n % kPanel;
+    for (int64_t k = 0; k < in; k += kFloats) {
+      const int64_t columns = in - k < kFloats ? in - k : (int64_t)kFloats;
+      vf v[kFloats];
+      for (int i = 0; i < kFloats; ++i) {
+        const float* from = p.weight + (n + i) * in + k;
+        v[i] = n + i >= out ? vf{} : columns == kFloats ? load(from) : load_part(from, columns);
+      }
+      transpose(v);
+      for (int i = 0; i < columns; ++i) store(to + (k + i) * kPanel, v[i]);
+    }
+  }
+}
+
+// Panels [begin, end) of input channels: [out channel][kPanel].
+static void pointwise_pack_flipped(const lc_pointwise& p, int64_t begin, int64_t end) {
+  const int64_t in = p.in_channels, out = p.out_channels;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    float* to = p.plan.packed + panel * out * kPanel;
+    const int64_t first = panel * kPanel, columns = in - first < kPanel ? in - first : (int64_t)kPanel;
+    for (int64_t n = 0; n < out; ++n, to += kPanel)
+      for (int64_t c = 0; c < kPanel; c += kFloats) {
+        const float* from = p.weight + n * in + first + c;
+        const int64_t left = columns - c;
+        store(to + c, left >= kFloats ? load(from) : left > 0 ? load_part(from, left) : vf{});
+      }
+  }
+}
+
+// --- loads ----------------------------------------------------------------------------------------------------------
+
+// Calls f(column, part, place) for each vector of a row; places behind the last column are zeroed up to a whole panel.
+template <typename F>
+LC_INLINE void each_vector(int64_t channels, float* to, int64_t held, F f) {
+  for (int64_t c = 0; c < channels; c += kBlock, to += held * kStride) {
+    const int64_t here = channels - c < kBlock ? channels - c : (int64_t)kBlock;
+    int64_t i = 0;
+    for (; i + kFloats <= here; i += kFloats) store(to + i, f(c + i, 0));
+    if (i < here) {
+      const vf v = f(c + i, here - i);
+      store_part(to + i, v, here - i);
+      __builtin_memset(to + here, 0, (size_t)(i + kFloats - here) * 4);
+      i += kFloats;
+    }
+    if (i % kPanel) store(to + i, vf{});
+  }
+}
+
+template <typename T, int act>
+static void load_inputs(const lc_pointwise& p, int64_t row, int64_t count, float* to) {
+  const int64_t in = p.in_channels;
+  const T* x = (const T*)p.x + row * in;
+  const uint8_t* keep = p.keep ? p.keep + row * in : nullptr;
+  const float *shift = p.before.plan.shift, *a = p.before.plan.a, *b = p.before.plan.b;
+  for (int64_t i = 0; i < count; ++i, x += in, to += kStride) {
+    if (!p.normed) {
+      each_vector(in, to, p.plan.held, [&](int64_t c, int64_t part) { return some(x + c, part); });
+    } else {
+      each_vector(in, to, p.plan.held, [&](int64_t c, int64_t part) {
+        return activated<act>((some(x + c, part) - load(shift + c)) * load(a + c) + load(b + c));
+      });
+    }
+    if (keep) {
+      for (int64_t c = 0; c < in; ++c) {
+        float& v = to[c / kBlock * p.plan.held * kStride + c % kBlock];
+        v *= (float)keep[c] * p.scale;
+      }
+      keep += in;
+    }
+  }
+}
+
+template <typename T, int act>
+static void load_gradients(const lc_pointwise& p, int64_t row, int64_t count, float* to) {
+  const int64_t out = p.out_channels;
+  const T *y = (const T*)p.y + row * out, *dy = (const T*)p.dy + row * out;
+  const float *shift = p.after.plan.shift, *a = p.after.plan.a, *b = p.after.plan.b, *k = p.after.plan.k,
+              *add = p.after.plan.c;
+  for (int64_t i = 0; i < count; ++i, y += out, dy += out, to += kStride) {
+    if (!p.measured) {
+      each_vector(out, to, p.plan.held, [&](int64_t c, int64_t part) { return some(dy + c, part); });
+      continue;
+    }
+    each_vector(out, to, p.plan.held, [&](int64_t c, int64_t part) {
+      const vf t = some(y + c, part) - load(shift + c), scale = load(a + c);
+      return passed<act>(t * scale + load(b + c), some(dy + c, part)) * scale + (t * load(k + c) + load(add + c));
+    });
+  }
+}
+
+// --- passes ---------------------------------------------------------------------------------------------------------
+
+// Calls f(from, count, first row of all) for tiles of nearly one height.
+template <typename F>
+LC_INLINE void each_height(int64_t rows, F f) {
+  const int64_t tiles = ceil_div(rows, kTall);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t from = t * rows / tiles;
+    f(from, (int)((t + 1) * rows / tiles - from));
+  }
+}
+
+// As tally, of a tile whose columns are few enough to be held.
+LC_INLINE void tally_tile(const float* tile, int64_t strip, int count, int64_t before, double* mean, double* m2) {
+  const double each = 1 / (double)count, share = (double)count / (double)(before + count);
+  const vf mean_of = splat_f((float)each);
+  columns<1>(strip, [&](int64_t c, int64_t part) {
+    vf shift = {}, s1 = {}, s2 = {};
+    for (int i = 0; i < count; ++i) shift += load(tile + i * kPanel + c);
+    shift *= mean_of;
+    for (int i = 0; i < count; ++i) {
+      const vf d = load(tile + i * kPanel + c) - shift;
+      s1 += d;
+      s2 += d * d;
+    }
+    Tally t = {};
+    if (before) t.mean = load_sums(mean + c, part), t.m2 = load_sums(m2 + c, part);
+    merge(t, (double)before, each, share, shift, s1, s2);
+    store_sums(mean + c, t.mean, part);
+    store_sums(m2 + c, t.m2, part);
+  });
+}
+
+template <typename T, int act>
+static void forward_of(const lc_pointwise& p, int64_t begin, int64_t end) {
+  const Slot slot(p);
+  float *inputs = slot.at, *tile = inputs + p.plan.slot_size / 4 - kTall * kPanel;
+  const int64_t in = p.in_channels, out = p.out_channels, held = p.plan.held;
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t first = chunk * held, rows = p.rows - first < held ? p.rows - first : held;
+    load_inputs<T, act>(p, first, rows, inputs);
+    for (int64_t n = 0; n < out; n += kPanel) {
+      const int64_t strip = out - n < kPanel ? out - n : (int64_t)kPanel;
+      each_height(rows, [&](int64_t from, int count) {
+        tile_of(inputs, held, from, count, in, p.plan.packed + n * in, tile);
+        T* y = (T*)p.y + (first + from) * out + n;
+        for (int i = 0; i < count; ++i)
+          columns<1>(strip, [&](int64_t c, int64_t part) {
+            const vf v = load(tile + i * kPanel + c);
+            write(y + i * out + c, v, part);
+            if (sizeof(T) < 4) store(tile + i * kPanel + c, some(y + i * out + c, part));  // as it will be read
+          });
+        double* mean = p.plan.sums + chunk * 2 * out + n;
+        if (p.measured) tally_tile(tile, strip, count, from, mean, mean + out);
+      });
+    }
+  }
+}
+
+// One tile of the gradient of a: what reaches the norm, and its sums.
+template <typename T, int act>
+LC_INLINE void finish_gradient(const lc_pointwise& p, const float* tile, int64_t row, int count, int64_t column,
+                               int64_t strip, double* sums, bool first) {
+  const int64_t in = p.in_channels;
+  const float *shift = p.before.plan.shift + column, *a = p.before.plan.a + column, *b = p.before.plan.b + column;
+  columns<1>(strip, [&](int64_t c, int64_t part) {
+    const T* x = (const T*)p.x + row * in + column + c;
+    T* dx = (T*)p.dx + row * in + column + c;
+    if (!p.normed) {
+      for (int i = 0; i < count; ++i) write(dx + i * in, load(tile + i * kPanel + c), part);
+      return;
+    }
+    vf sum = {}, dot = {};
+    const vf shifted = load(shift + c), scale = load(a + c), base = load(b + c);
+    for (int i = 0; i < count; ++i) {
+      const vf t = some(x + i * in, part) - shifted;
+      const vf g = passed<act>(t * scale + base, load(tile + i * kPanel + c));
+      write(dx + i * in, g, part);
+      sum += g;
+      dot += g * t;
+    }
+    double *to = sums + column + c, *to2 = to + in;
+    store_sums(to, first ? widen(sum) : load_sums(to, part) + widen(sum), part);
+    store_sums(to2, first ? widen(dot) : load_sums(to2, part) + widen(dot), part);
+  });
+}
+
+LC_INLINE void drop_gradient(const lc_pointwise& p, float* tile, int64_t row, int count, int64_t column, int64_t strip) {
+  for (int i = 0; i < count; ++i)
+    for (int64_t c = 0; c < strip; ++c)
+      tile[i * kPanel + c] *= (float)p.keep[(row + i) * p.in_channels + column + c] * p.scale;
+}
+
+// What a chunk brings to the weights' gradient, tiles [begin, end) of output channels.
+static void add_weights(const lc_pointwise& p, const float* inputs, int64_t chunk, int64_t begin, int64_t end,
+                        float* partial, bool add) {
+  const int64_t in = p.in_channels, out = p.out_channels, held = p.plan.held, across = panels_of(in);
+  const int64_t rows = p.rows - chunk * held < held ? p.rows - chunk * held : held;
+  const float* ahead = inputs + ceil_div(in, kBlock) * held * kStride;
+  for (int64_t n = begin * kTall; n < end * kTall && n < out; n += kTall) {
+    const int height = out - n < kTall ? (int)(out - n) : (int)kTall;
+    const float* a = ahead + n / kBlock * held * kStride + n % kBlock;
+    for (int64_t j = 0; j < across; ++j) {
+      const int64_t k = j * kPanel;
+      product<1, kStride, kStride>(height, a, inputs + k / kBlock * held * kStride + k % kBlock, rows,
+                                   partial + (n / kTall * across + j) * kTall * kPanel, add);
+    }
+  }
+}
+
+// Loads a chunk and computes its gradient of x; act is that of the norm before.
+template <typename T, int act>
+static void chunk_backward(const lc_pointwise& p, int64_t chunk, float* inputs,
+                           void (*gradients)(const lc_pointwise&, int64_t, int64_t, float*)) {
+  const int64_t in = p.in_channels, held = p.plan.held;
+  float *ahead = inputs + ceil_div(in, kBlock) * held * kStride, *tile = inputs + p.plan.slot_size / 4 - kTall * kPanel;
+  const int64_t first = chunk * held, rows = p.rows - first < held ? p.rows - first : held;
+  gradients(p, first, rows, ahead);
+  load_inputs<T, act>(p, first, rows, inputs);
+  for (int64_t k = 0; k < in; k += kPanel) {
+    const int64_t strip = in - k < kPanel ? in - k : (int64_t)kPanel;
+    each_height(rows, [&](int64_t from, int count) {
+      tile_of(ahead, held, from, count, p.out_channels, p.plan.packed + k * p.out_channels, tile);
+      if (p.keep) drop_gradient(p, tile, first + from, count, k, strip);
+      finish_gradient<T, act>(p, tile, first + from, count, k, strip, p.plan.sums + chunk * 2 * in, from == 0);
+    });
+  }
+}
+
+// Groups [begin, end) of chunks; or chunks, where they are kept.
+template <typename T, int act>
+static void backward_of(const lc_pointwise& p, int64_t begin, int64_t end,
+                        void (*gradients)(const lc_pointwise&, int64_t, int64_t, float*)) {
+  if (p.plan.kept) {
+    for (int64_t chunk = begin; chunk < end; ++chunk)
+      chunk_backward<T, act>(p, chunk, p.plan.slots + chunk * (p.plan.slot_size / 4), gradients);
+    return;
+  }
+  const Slot slot(p);
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t from = group * p.plan.per_group;
+    for (int64_t chunk = from; chunk < p.plan.chunks && chunk < from + p.plan.per_group; ++chunk) {
+      chunk_backward<T, act>(p, chunk, slot.at, gradients);
+      add_weights(p, slot.at, chunk, 0, ceil_div(p.out_channels, kTall), p.plan.partials + group * partial_size(p),
+                  chunk > from);
+    }
+  }
+}
+
+// Tiles [begin, end) of output channels of the weights' gradient: all chunks where they are kept, else the groups' sums.
+static void pointwise_sum(const lc_pointwise& p, int64_t begin, int64_t end) {
+  const int64_t in = p.in_channels, across = panels_of(in), size = kTall * kPanel;
+  if (p.plan.kept)
+    for (int64_t chunk = 0; chunk < p.plan.chunks; ++chunk)
+      add_weights(p, p.plan.slots + chunk * (p.plan.slot_size / 4), chunk, begin, end, p.plan.partials, chunk > 0);
+  for (int64_t n = begin * kTall; n < end * kTall && n < p.out_channels; ++n)
+    columns<1>(in, [&](int64_t c, int64_t part) {
+      const float* from = p.plan.partials + (n / kTall * across + c / kPanel) * size + n % kTall * kPanel + c % kPanel;
+      if (p.plan.groups == 1) return write(p.dweight + n * in + c, load(from), part);
+      vd sum = widen(load(from));
+      for (int64_t g = 1; g < p.plan.groups; ++g) sum = sum + widen(load(from + g * partial_size(p)));
+      write(p.dweight + n * in + c, narrow(sum), part);
+    });
+}
+
+static int64_t pointwise_tiles(const lc_pointwise& p) { return ceil_div(p.out_channels, kTall); }
+static int64_t pointwise_panels(const lc_pointwise& p, int64_t backward) {
+  return panels_of(backward ? p.in_channels : p.out_channels);
+}
+
+// One function per type and activation, chosen once a call.
+#define LC_BY_ACT(result, act, of, T, ...)                        \
+  switch (act) {                                                  \
+    case kRelu: result of<T, kRelu> __VA_ARGS__; break;           \
+    case kRelu6: result of<T, kRelu6> __VA_ARGS__; break;         \
+    case kHardswish: result of<T, kHardswish> __VA_ARGS__; break; \
+    case kSilu: result of<T, kSilu> __VA_ARGS__; break;           \
+    default: result of<T, kNone> __VA_ARGS__;                     \
+  }
+template <typename T>
+static void forward_typed(const lc_pointwise& p, int64_t begin, int64_t end) {
+  LC_BY_ACT(, p.before.act, forward_of, T, (p, begin, end))
+}
+template <typename T>
+static void backward_typed(const lc_pointwise& p, int64_t begin, int64_t end) {
+  void (*gradients)(const lc_pointwise&, int64_t, int64_t, float*);
+  LC_BY_ACT(gradients =, p.after.act, load_gradients, T, )
+  LC_BY_ACT(, p.before.act, backward_of, T, (p, begin, end, gradients))
+}
+#undef LC_BY_ACT
+static void pointwise_forward(const lc_pointwise& p, int64_t begin, int64_t end) {
+  p.dtype == LC_BF16 ? forward_typed<bf16>(p, begin, end) : forward_typed<float>(p, begin, end);
+}
+static void pointwise_backward(const lc_pointwise& p, int64_t begin, int64_t end) {
+  p.dtype == LC_BF16 ? backward_typed<bf16>(p, begin, end) : backward_typed<float>(p, begin, end);
+}

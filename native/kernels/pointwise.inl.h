@@ -15,6 +15,8 @@ enum { kTall = 6, kBlock = 192 };
 enum {
   kPanel = 2 * kFloats,
   kStride = kBlock + 16,
+  kSteps = kBlock / 2,     // of a sum at a time: rows and panel of so many lie in the first-level cache
+  kPanels = 4,             // that run over the same rows before the next rows
   kCached = 400 << 10,     // bytes of a chunk
   kChunkRows = 256,        // at most
   kKept = 16 << 20,        // bytes of all chunks: where they are fewer, chunks wait for the weights' gradient
@@ -71,12 +73,14 @@ LC_INLINE void product(int rows, const float* a, const float* b, int64_t steps, 
   }
 }
 
-// Rows of a (or of the gradient of y) times packed weights, all channels of the sum: one tile.
-LC_INLINE void tile_of(const float* rows, int64_t held, int64_t from, int count, int64_t channels, const float* panel,
-                       float* tile) {
-  for (int64_t c = 0; c < channels; c += kBlock) {
-    const int64_t steps = channels - c < kBlock ? channels - c : (int64_t)kBlock;
-    product<kStride, 1, kPanel>(count, rows + (c / kBlock * held + from) * kStride, panel + c * kPanel, steps, tile, c > 0);
+// Rows of a (or of the gradient of y) times packed weights, over all channels of the sum: a tile for each of the panels.
+LC_INLINE void tiles_of(const float* rows, int64_t held, int64_t from, int count, int64_t channels, const float* packed,
+                        int64_t panels, float* tiles) {
+  for (int64_t c = 0; c < channels; c += kSteps) {
+    const int64_t steps = channels - c < kSteps ? channels - c : (int64_t)kSteps;
+    const float* a = rows + (c / kBlock * held + from) * kStride + c % kBlock;
+    for (int64_t q = 0; q < panels; ++q)
+      product<kStride, 1, kPanel>(count, a, packed + (q * channels + c) * kPanel, steps, tiles + q * kTall * kPanel, c > 0);
   }
 }
 
@@ -99,7 +103,7 @@ static int64_t pointwise_plan(lc_pointwise& p, int64_t at, int64_t backward) {
   held = ceil_div(p.rows, chunks);
   p.plan.held = held < 8 ? 8 : held;
   p.plan.chunks = ceil_div(p.rows, p.plan.held);
-  p.plan.slot_size = (blocks * p.plan.held * kStride + kTall * kPanel) * 4;
+  p.plan.slot_size = (blocks * p.plan.held * kStride + kPanels * kTall * kPanel) * 4;
   p.plan.kept = backward && p.plan.chunks * p.plan.slot_size <= kKept;
   int64_t groups = p.plan.kept ? 1 : kPartials / (4 * p.in_channels * p.out_channels + 1);
   if (!p.plan.kept) groups = groups < 4 ? 4 : groups > kGroups ? (int64_t)kGroups : groups;
@@ -281,24 +285,28 @@ LC_INLINE void tally_tile(const float* tile, int64_t strip, int count, int64_t b
 template <typename T, int act>
 static void forward_of(const lc_pointwise& p, int64_t begin, int64_t end) {
   const Slot slot(p);
-  float *inputs = slot.at, *tile = inputs + p.plan.slot_size / 4 - kTall * kPanel;
+  float *inputs = slot.at, *tiles = inputs + p.plan.slot_size / 4 - kPanels * kTall * kPanel;
   const int64_t in = p.in_channels, out = p.out_channels, held = p.plan.held;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * held, rows = p.rows - first < held ? p.rows - first : held;
     load_inputs<T, act>(p, first, rows, inputs);
-    for (int64_t n = 0; n < out; n += kPanel) {
-      const int64_t strip = out - n < kPanel ? out - n : (int64_t)kPanel;
+    for (int64_t n = 0; n < out; n += kPanels * kPanel) {
+      const int64_t panels = least(kPanels, panels_of(out - n));
       each_height(rows, [&](int64_t from, int count) {
-        tile_of(inputs, held, from, count, in, p.plan.packed + n * in, tile);
-        T* y = (T*)p.y + (first + from) * out + n;
-        for (int i = 0; i < count; ++i)
-          columns<1>(strip, [&](int64_t c, int64_t part) {
-            const vf v = load(tile + i * kPanel + c);
-            write(y + i * out + c, v, part);
-            if (sizeof(T) < 4) store(tile + i * kPanel + c, some(y + i * out + c, part));  // as it will be read
-          });
-        double* mean = p.plan.sums + chunk * 2 * out + n;
-        if (p.measured) tally_tile(tile, strip, count, from, mean, mean + out);
+        tiles_of(inputs, held, from, count, in, p.plan.packed + n * in, panels, tiles);
+        for (int64_t q = 0; q < panels; ++q) {
+          const int64_t column = n + q * kPanel, strip = least(kPanel, out - column);
+          float* tile = tiles + q * kTall * kPanel;
+          T* y = (T*)p.y + (first + from) * out + column;
+          for (int i = 0; i < count; ++i)
+            columns<1>(strip, [&](int64_t c, int64_t part) {
+              const vf v = load(tile + i * kPanel + c);
+              write(y + i * out + c, v, part);
+              if (sizeof(T) < 4) store(tile + i * kPanel + c, some(y + i * out + c, part));  // as it will be read
+            });
+          double* mean = p.plan.sums + chunk * 2 * out + column;
+          if (p.measured) tally_tile(tile, strip, count, from, mean, mean + out);
+        }
       });
     }
   }
@@ -360,16 +368,20 @@ template <typename T, int act>
 static void chunk_backward(const lc_pointwise& p, int64_t chunk, float* inputs,
                            void (*gradients)(const lc_pointwise&, int64_t, int64_t, float*)) {
   const int64_t in = p.in_channels, held = p.plan.held;
-  float *ahead = inputs + ceil_div(in, kBlock) * held * kStride, *tile = inputs + p.plan.slot_size / 4 - kTall * kPanel;
+  float *ahead = inputs + ceil_div(in, kBlock) * held * kStride, *tiles = inputs + p.plan.slot_size / 4 - kPanels * kTall * kPanel;
   const int64_t first = chunk * held, rows = p.rows - first < held ? p.rows - first : held;
   gradients(p, first, rows, ahead);
   load_inputs<T, act>(p, first, rows, inputs);
-  for (int64_t k = 0; k < in; k += kPanel) {
-    const int64_t strip = in - k < kPanel ? in - k : (int64_t)kPanel;
+  for (int64_t k = 0; k < in; k += kPanels * kPanel) {
+    const int64_t panels = least(kPanels, panels_of(in - k));
     each_height(rows, [&](int64_t from, int count) {
-      tile_of(ahead, held, from, count, p.out_channels, p.plan.packed + k * p.out_channels, tile);
-      if (p.keep) drop_gradient(p, tile, first + from, count, k, strip);
-      finish_gradient<T, act>(p, tile, first + from, count, k, strip, p.plan.sums + chunk * 2 * in, from == 0);
+      tiles_of(ahead, held, from, count, p.out_channels, p.plan.packed + k * p.out_channels, panels, tiles);
+      for (int64_t q = 0; q < panels; ++q) {
+        const int64_t column = k + q * kPanel, strip = least(kPanel, in - column);
+        float* tile = tiles + q * kTall * kPanel;
+        if (p.keep) drop_gradient(p, tile, first + from, count, column, strip);
+        finish_gradient<T, act>(p, tile, first + from, count, column, strip, p.plan.sums + chunk * 2 * in, from == 0);
+      }
     });
   }
 }

@@ -282,8 +282,8 @@ class Library:
         """
         norms = [Norm(**(fields or {})) for fields in (before, after)]
         return Pointwise(
-            _POINTWISE_SIZE, self._numbers.get(isa or self.isa, -1), dtype, before is not None, after is not None, scale,
-            *sizes, threads=max(1, min(threads, 64)), parallel_for=parallel_for, before=norms[0], after=norms[1],
+            _POINTWISE_SIZE, self._numbers.get(isa or self.isa, -1), dtype, before is not None, after is not None,
+            scale, *sizes, threads=max(1, min(threads, 64)), parallel_for=parallel_for, before=norms[0], after=norms[1],
             **addresses,
         )  # fmt: skip
 

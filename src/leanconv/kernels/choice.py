@@ -26,6 +26,7 @@ NATIVE: dict[str, tuple[torch.dtype, ...]] = {
     "depthwise_forward": (torch.float32, torch.bfloat16),
     "depthwise_input": (torch.float32, torch.bfloat16),
     "depthwise_weight": (torch.float32, torch.bfloat16),
+    "separable_block": (torch.float32, torch.bfloat16),
 }
 
 _LANES = {"scalar": 4, "neon": 4, "avx2": 8, "avx512": 16}

@@ -26,7 +26,18 @@ from leanconv.kernels.choice import decide
 from leanconv.kernels.ops import autocast, register, register_autograd
 from leanconv.kernels.threads import parallel_for
 
-__all__ = ["depthwise_conv1d", "depthwise_conv2d", "depthwise_reference", "pays"]
+__all__ = [
+    "depthwise_conv1d",
+    "depthwise_conv2d",
+    "depthwise_reference",
+    "fake_forward",
+    "forward",
+    "geometry",
+    "in_last",
+    "input_grad",
+    "pays",
+    "weight_grad",
+]
 
 Pair = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | Literal["same", "valid"]
@@ -86,9 +97,22 @@ def depthwise_conv2d(
     if x.dim() == 3:
         return depthwise_conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation).squeeze(0)
     _check(x, weight, bias)
+    sizes = geometry(x, weight, stride, padding, dilation)
+    return torch.ops.leanconv.depthwise_conv2d(x, weight, bias, *sizes)  # type: ignore[no-any-return]
+
+
+def geometry(
+    x: Tensor, weight: Tensor, stride: Pair, padding: Padding, dilation: Pair
+) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
+    """Strides, zeros at the top, bottom, left, right, and dilations, from what :func:`depthwise_conv2d` takes.
+
+    Raises:
+        Error: they do not fit.
+    """
     strides, dilations = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     sides = _sides(padding, (weight.shape[2], weight.shape[3]), strides, dilations)
-    return torch.ops.leanconv.depthwise_conv2d(x, weight, bias, strides, sides, dilations)  # type: ignore[no-any-return]
+    _out_size(x.shape, weight.shape, list(strides), list(sides), list(dilations))
+    return strides, sides, dilations
 
 
 def depthwise_conv1d(
@@ -206,7 +230,7 @@ def _padded(x: Tensor, padding: Ints) -> tuple[Tensor, list[int]]:
     top, bottom, left, right = padding
     if top == bottom and left == right:
         return x, [top, left]
-    return _last(F.pad(x, (left, right, top, bottom))), [0, 0]
+    return in_last(F.pad(x, (left, right, top, bottom))), [0, 0]
 
 
 def _torch_forward(
@@ -233,7 +257,8 @@ def _torch_backward(
 # --- native code
 
 
-def _last(x: Tensor) -> Tensor:
+def in_last(x: Tensor) -> Tensor:
+    """The same values in channels_last."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -265,38 +290,41 @@ def _native_pass(
 
 
 def _uses_native(op: str, x: Tensor, weight_shape: Ints, stride: Ints, dilation: Ints) -> bool:
-    geometry = (*weight_shape[-2:], *stride, *dilation, weight_shape[0] // x.shape[1])
-    return decide(op, tuple(x.shape), x.dtype, x.device.type, geometry).implementation == "native"
+    sizes = (*weight_shape[-2:], *stride, *dilation, weight_shape[0] // x.shape[1])
+    return decide(op, tuple(x.shape), x.dtype, x.device.type, sizes).implementation == "native"
 
 
 # --- operations
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    x = _last(x)
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """The forward pass, as its choice has it."""
+    x = in_last(x)
     height, width = _out_size(x.shape, weight.shape, stride, padding, dilation)
     if not _uses_native("depthwise_forward", x, list(weight.shape), stride, dilation):
-        return _last(_torch_forward(x, weight, bias, stride, padding, dilation))
+        return in_last(_torch_forward(x, weight, bias, stride, padding, dilation))
     y = _empty_last(x, x.shape[0], weight.shape[0], height, width)
     plain = None if bias is None else bias.contiguous().float()
     _native_pass("forward", x, y, weight.contiguous().float(), plain, (stride, padding, dilation))
     return y
 
 
-def _input_grad(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    grad = _last(grad)
+def input_grad(grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """The gradient of an input of this size, as its choice has it."""
+    grad = in_last(grad)
     dx = _empty_last(grad, *size)
     geometry = (stride, padding, dilation)
     if not _uses_native("depthwise_input", dx, list(weight.shape), stride, dilation):
-        return _last(_torch_backward(grad, dx, weight, geometry, [True, False, False])[0])
+        return in_last(_torch_backward(grad, dx, weight, geometry, [True, False, False])[0])
     _native_pass("backward_input", dx, grad, weight.contiguous().float(), None, geometry)
     return dx
 
 
-def _weight_grad(
+def weight_grad(
     grad: Tensor, x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, bias: bool
 ) -> tuple[Tensor, Tensor]:
-    grad, x = _last(grad), _last(x)
+    """The gradients of weight and bias (empty: not wanted), as their choice has it."""
+    grad, x = in_last(grad), in_last(x)
     geometry, shape = (stride, padding, dilation), [grad.shape[1], 1, *kernel]
     if not _uses_native("depthwise_weight", x, shape, stride, dilation):
         _, dw, db = _torch_backward(grad, x, x.new_empty(shape), geometry, [False, True, bias])
@@ -306,9 +334,8 @@ def _weight_grad(
     return weight.to(x.dtype), sums.to(x.dtype)
 
 
-def _fake_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints
-) -> Tensor:
+def fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """An empty result of :func:`forward`."""
     return _empty_last(x, x.shape[0], weight.shape[0], *_out_size(x.shape, weight.shape, stride, padding, dilation))
 
 
@@ -362,16 +389,16 @@ def _weight_backward(ctx: Any, grad: Tensor, grad_bias: Tensor) -> tuple[Any, ..
 _GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 _ANY = "CompositeExplicitAutograd"
 register(
-    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor", {_ANY: _forward}, _fake_forward
+    f"depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}) -> Tensor", {_ANY: forward}, fake_forward
 )
 register(
     f"depthwise_conv2d_input(Tensor grad, Tensor weight, SymInt[] size, {_GEOMETRY}) -> Tensor",
-    {_ANY: _input_grad},
+    {_ANY: input_grad},
     _fake_input_grad,
 )
 register(
     f"depthwise_conv2d_weight(Tensor grad, Tensor x, SymInt[] kernel, {_GEOMETRY}, bool bias) -> (Tensor, Tensor)",
-    {_ANY: _weight_grad},
+    {_ANY: weight_grad},
     _fake_weight_grad,
 )
 register_autograd("depthwise_conv2d", _keep, _forward_backward)

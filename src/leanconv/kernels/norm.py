@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,11 +26,57 @@ from leanconv.kernels.choice import decide
 from leanconv.kernels.ops import eager, register, register_autograd
 from leanconv.kernels.threads import parallel_for
 
-__all__ = ["ACTIVATIONS", "in_rows", "norm_act", "norm_act_reference"]
+__all__ = [
+    "ACTIVATIONS",
+    "Norm",
+    "Normalises",
+    "apply",
+    "in_rows",
+    "norm_act",
+    "norm_act_reference",
+    "statistics",
+]
 
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
 _FUNCTIONS = (lambda z: z, F.relu, F.relu6, F.hardswish, F.silu)
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class Norm(NamedTuple):
+    """A batch norm and the activation after it, as of :func:`norm_act`.
+
+    Attributes:
+        weight: gamma, (C,); None: 1.
+        bias: beta, (C,); None: 0.
+        mean: (C,); None: the batch's.
+        var: (C,); with ``mean`` or not at all.
+        eps: added to the variance.
+        act: one of :data:`ACTIVATIONS`.
+    """
+
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    eps: float = 1e-5
+    act: str = "none"
+
+
+@runtime_checkable
+class Normalises(Protocol):
+    """A layer whose work an operation of several layers can take over."""
+
+    num_features: int
+
+    def prepared(self, shape: tuple[int, ...]) -> Norm | None:
+        """What it would do to an input of this shape now; None: something that no :class:`Norm` tells.
+
+        Raises:
+            Error: as its forward.
+        """
+
+    def observe(self, shape: tuple[int, ...], mean: Tensor, var: Tensor) -> None:
+        """Told of the moments that were used in its place, of an input of this shape."""
 
 
 def norm_act(
@@ -107,6 +153,36 @@ def norm_act_reference(
 def in_rows(x: Tensor) -> bool:
     """Whether the channels of each pixel lie side by side, as the native code needs them: channels_last, or (N, C)."""
     return x.movedim(1, -1).is_contiguous()
+
+
+def statistics(
+    x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, empty: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, what rounding left of it, and biased variance of each channel, for native code; x must be :func:`in_rows`.
+
+    Args:
+        x: (N, C, ...) on the CPU, float32 or bfloat16.
+        mean: given ones are returned.
+        var: likewise.
+        empty: leave them to whoever computes x.
+    """
+    channels = x.shape[1]
+    if mean is not None and var is not None:
+        return mean.clone(), torch.zeros(channels), var.clone()
+    used, rest, spread = (torch.empty(channels) for _ in range(3))
+    if not empty:
+        _call(False, x, 0, False, 0.0, mean=used, rest=rest, var=spread)
+    return used, rest, spread
+
+
+def apply(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: tuple[Tensor, Tensor, Tensor], eps: float, act: int
+) -> Tensor:
+    """y = act(norm(x)) in native code with what :func:`statistics` gave; x must be :func:`in_rows`."""
+    y = torch.empty_like(x)
+    vectors = dict(zip(("mean", "rest", "var"), moments, strict=True))
+    _call(False, x, act, True, eps, y=y, **vectors, **_present(gamma=weight, beta=bias))
+    return y
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -10,6 +10,7 @@ from typing import Any
 from leanconv import techniques
 from leanconv.contract import Context, Edit, Refusal
 from leanconv.errors import Error
+from leanconv.techniques import separable
 from leanconv.techniques.batchnorm import conversion
 
 __all__ = ["CONVERSIONS", "VERBS", "Plan", "Step", "propose"]
@@ -25,7 +26,7 @@ class Step:
 
     Attributes:
         verb: one of :data:`VERBS`.
-        technique: whose verb it is; of ``convert``, ``batchnorm``.
+        technique: whose verb it is; of ``convert``, ``batchnorm``, or ``separable`` for blocks in one operation.
         options: plain values: those of the technique; of ``separate``, ``ranks`` (path -> depth multiplier); of
             ``convert``, ``to``, one of :data:`CONVERSIONS`.
         places: the paths of each edit, once it was carried out: on replaying, these edits are made and no others,
@@ -117,12 +118,13 @@ def propose(step: Step, ctx: Context) -> list[Edit | Refusal]:
     if step.verb == "fold":
         return technique.fold(ctx)
     if step.verb == "convert":
-        return _convert(ctx, **step.options)
+        return _convert(ctx, step.technique, **step.options)
     raise Error(f"surgery: a step must be proposed by its own room, got {step.verb!r}")
 
 
-def _convert(ctx: Context, to: str, **options: Any) -> list[Edit | Refusal]:
-    verbs: dict[str, Callable[..., list[Edit | Refusal]]] = {
+def _convert(ctx: Context, technique: str, to: str, **options: Any) -> list[Edit | Refusal]:
+    blocks: dict[str, Callable[..., list[Edit | Refusal]]] = {"fused": separable.fuse}
+    norms: dict[str, Callable[..., list[Edit | Refusal]]] = {
         "frozen": conversion.to_frozen,
         "torch": conversion.to_torch,
         "leanconv": conversion.from_torch,
@@ -131,6 +133,9 @@ def _convert(ctx: Context, to: str, **options: Any) -> list[Edit | Refusal]:
         "reorder": conversion.reorder,
         "fused": conversion.fuse,
     }
+    verbs = blocks if technique == "separable" else norms
+    if to not in verbs:
+        raise Error(f"convert: to must be one of {', '.join(verbs)} for {technique}, got {to!r}")
     try:
         return verbs[to](ctx, **options)
     except TypeError:

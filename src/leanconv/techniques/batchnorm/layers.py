@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 from leanconv.errors import Error
 from leanconv.kernels.choice import decide
 from leanconv.kernels.norm import ACTIVATIONS as ACTIVATIONS_FUSED
-from leanconv.kernels.norm import in_rows, norm_act
+from leanconv.kernels.norm import Norm, in_rows, norm_act
 from leanconv.kernels.ops import eager
 from leanconv.techniques.batchnorm.normalise import normalise
 
@@ -136,29 +136,55 @@ class BatchNorm(nn.Module):
             Error: the shape or dtype does not fit, or training gets one value per channel.
         """
         self._check_input(x)
-        batch = self.running_mean is None or (self.training and not self.frozen)
         if x.numel() == 0:
             return self._activate(x * 1)  # nothing to normalise and nothing to learn from, as a tensor of its own
-        count = x.shape[0] * prod(x.shape[2:])
-        if batch and count == 1:
-            if self.on_single == "raise":
-                name = type(self).__name__
-                raise Error(f"{name}: training needs more than one value per channel, got shape {tuple(x.shape)}")
-            batch = False
-        given = (None, None) if batch else (self.running_mean, self.running_var)
+        given = self._given(x.shape)
         act = self._fused(x)
         if act is None:
             y, mean, var = normalise(x, self.weight, self.bias, self.eps, *given)
         else:
             y, mean, var = norm_act(x, self.weight, self.bias, *given, self.eps, act)
-        if batch:
-            self._track(mean, var, count)
+        self.observe(x.shape, mean, var)
         return self._activate(y) if act is None else y
+
+    def prepared(self, shape: tuple[int, ...]) -> Norm | None:
+        """What forward would do to an input of this shape now, for an operation that takes in several layers.
+
+        None where the activation is none of :data:`leanconv.kernels.norm.ACTIVATIONS`.
+
+        Raises:
+            Error: training gets one value per channel.
+        """
+        act = self._named_activation()
+        return None if act is None else Norm(self.weight, self.bias, *self._given(shape), self.eps, act)
+
+    def observe(self, shape: tuple[int, ...], mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics where the batch's moments were used for an input of this shape."""
+        if self._batch(shape):
+            self._track(mean, var, _count(shape))
+
+    def _batch(self, shape: tuple[int, ...]) -> bool:
+        """Whether the batch's statistics are used."""
+        batch = self.running_mean is None or (self.training and not self.frozen)
+        return batch and (_count(shape) > 1 or self.on_single == "raise")
+
+    def _given(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """The running statistics where they are used, else nothing."""
+        if not self._batch(shape):
+            return self.running_mean, self.running_var
+        if _count(shape) == 1:
+            name = type(self).__name__
+            raise Error(f"{name}: training needs more than one value per channel, got shape {tuple(shape)}")
+        return None, None
+
+    def _named_activation(self) -> str | None:
+        act = "none" if self.activation is None else self.activation
+        return act if isinstance(act, str) and act in ACTIVATIONS_FUSED else None
 
     def _fused(self, x: Tensor) -> str | None:
         """The activation that native code computes with the norm; None where it does not run."""
-        act = "none" if self.activation is None else self.activation
-        if not isinstance(act, str) or act not in ACTIVATIONS_FUSED or not eager(x) or not in_rows(x):
+        act = self._named_activation()
+        if act is None or not eager(x) or not in_rows(x):
             return None
         return act if decide("norm_act", tuple(x.shape), x.dtype, x.device.type).implementation == "native" else None
 
@@ -243,6 +269,11 @@ def _move(running: Tensor, new: Tensor, share: Tensor | float) -> None:
         running.lerp_(new, share)
     else:
         running.copy_(torch.lerp(running.to(new.dtype), new, share))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    """Values per channel."""
+    return shape[0] * prod(shape[2:])
 
 
 def _recomputing() -> bool:

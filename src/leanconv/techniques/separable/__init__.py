@@ -25,6 +25,7 @@ from leanconv.techniques.separable.formulas import (
     standard_macs,
     standard_parameters,
 )
+from leanconv.techniques.separable.fusing import fuse
 from leanconv.techniques.separable.layers import (
     DepthwiseConv1d,
     DepthwiseConv2d,
@@ -87,6 +88,7 @@ __all__ = [
     "error_curve",
     "fitted_separable",
     "fold",
+    "fuse",
     "growth",
     "ladder",
     "leading",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from leanconv.errors import Error
+from leanconv.techniques.separable.fused import Block
 from leanconv.techniques.separable.layers import (
     DepthwiseConv1d,
     DepthwiseConv2d,
@@ -37,6 +38,9 @@ class _Separable(nn.Module):
 
     keeps_order: bool = False
     """Outputs lie in memory as the inputs do, for networks that ``view`` them; else always channels_last."""
+
+    lean: bool = False
+    """In training, where the layer runs as one operation: compute the depthwise output again instead of keeping it."""
 
     def __init__(
         self,
@@ -130,8 +134,13 @@ class _Separable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, Cin, *spatial) -> (N, Cout, *spatial')."""
         plain = self.keeps_order and x.is_contiguous()
-        for layer in self.children():  # in the order in which they were added
-            x = layer(x)
+        block = Block.of(list(self.children())) if self.dims == 2 else None
+        ready = None if block is None else block.ready(x)
+        if block is not None and ready is not None:
+            x = block.run(x, ready, self.lean)
+        else:
+            for layer in self.children():  # in the order in which they were added
+                x = layer(x)
         return x.contiguous() if plain else x
 
     def flat(self) -> list[nn.Module]:

@@ -51,6 +51,8 @@ int64_t grain(const lc_depthwise* d) {
 
 }  // namespace
 
+int32_t lc_depthwise_check(const lc_depthwise* d) { return check_sizes(d); }
+
 int64_t lc_depthwise_scratch(const lc_depthwise* d) {
   if (const int32_t bad = check_sizes(d)) return -bad;
   return lc_table_of(d->isa).depthwise_scratch(*d);

@@ -78,6 +78,10 @@ struct lc_depthwise {
   lc_parallel_for parallel_for;  // null: this thread alone
 };
 
+// What y passes: nothing; `after`, whose statistics forward computes, and backward gets dy of act(norm(y)); the same, and
+// backward gets dy of norm(y), and the gradients of gamma and beta, from whoever made it.
+enum { LC_PLAIN = 0, LC_MEASURED = 1, LC_MEASURED_GRADIENT = 2 };
+
 // A pointwise convolution of rows of pixels between two batch norms; see kernels/pointwise.inl.h. Both norms are of `rows`
 // rows; of them act, given, eps, gamma, beta, mean, rest, var, dgamma, dbeta count, the library fills in the others.
 struct lc_pointwise {
@@ -85,7 +89,8 @@ struct lc_pointwise {
   int32_t isa;
   int32_t dtype;     // of x, y, dy, dx
   int32_t normed;    // whether x passes `before`, whose statistics are there, and its activation
-  int32_t measured;  // whether forward computes the statistics of y, and backward gets dy of act(norm(y)), not of y
+  int32_t measured;  // LC_PLAIN to LC_MEASURED_GRADIENT
+  int32_t raw;       // backward leaves in dx the gradient behind the norm `before`, through its activation
   float scale;       // of what `keep` lets through
   int64_t rows, in_channels, out_channels;
   const void* x;        // (rows, in_channels)
@@ -108,6 +113,29 @@ struct lc_pointwise {
   } plan;
 };
 
+// A depthwise convolution, multiplier 1, between two batch norms; see kernels/channelwise.inl.h and lc_pointwise.
+struct lc_channelwise {
+  uint32_t size;  // sizeof(lc_channelwise)
+  int32_t isa;
+  int32_t normed, measured, raw;
+  int32_t reserved;
+  lc_depthwise conv;  // its sizes, x, y, weight and bf16; bias and scratch do not count
+  const void* dy;
+  void* dx;
+  float* dweight;
+  void* scratch;  // lc_channelwise_scratch bytes, aligned to 64
+  int64_t scratch_size;
+  int64_t threads;  // that may run at once, 1 to 64
+  lc_parallel_for parallel_for;
+  lc_norm before, after;
+  struct {  // filled in by the library
+    int64_t bands, chunks, groups, per_group, slot_size, in_size, out_size;
+    uint64_t* busy;
+    double* sums;
+    float *packed, *slots, *partials;
+  } plan;
+};
+
 LC_API int32_t lc_abi(void);
 LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
@@ -123,3 +151,6 @@ LC_API int32_t lc_depthwise_backward_weight(const lc_depthwise* conv);
 LC_API int64_t lc_pointwise_scratch(const lc_pointwise* p, int32_t backward);  // bytes; negative: -failure
 LC_API int32_t lc_pointwise_forward(lc_pointwise* p);   // y, and its statistics if measured
 LC_API int32_t lc_pointwise_backward(lc_pointwise* p);  // dx, dweight, and dgamma and dbeta of the norms that are there
+LC_API int64_t lc_channelwise_scratch(const lc_channelwise* p, int32_t backward);  // bytes; negative: -failure
+LC_API int32_t lc_channelwise_forward(lc_channelwise* p);
+LC_API int32_t lc_channelwise_backward(lc_channelwise* p);

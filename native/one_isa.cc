@@ -13,6 +13,7 @@ namespace {
 #include "kernels/depthwise_rows.inl.h"
 #include "kernels/depthwise_weight.inl.h"
 #include "kernels/pointwise.inl.h"
+#include "kernels/channelwise.inl.h"
 }  // namespace
 
 #define LC_JOIN_(a, b) a##b
@@ -20,9 +21,11 @@ namespace {
 __attribute__((visibility("hidden"))) extern const lc_table LC_JOIN(lc_table_, LC_ISA);
 const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     mask_blocks, mask_revive, exact_rows,
-    norm_stats, norm_merge, norm_settle, norm_factors, norm_apply, norm_sums, norm_add, norm_slopes, norm_gradient,
+    norm_stats, norm_merge, norm_settle, norm_factors, norm_apply, norm_sums, norm_add, norm_slopes,
+    norm_regain, norm_gradient,
     depthwise_scratch, depthwise_blocks, depthwise_tasks, depthwise_pack, depthwise_pack_flipped, depthwise_rows,
     depthwise_input_rows, depthwise_weight, depthwise_sum,
     pointwise_plan, pointwise_panels, pointwise_tiles, pointwise_pack, pointwise_pack_flipped, pointwise_forward,
-    pointwise_backward, pointwise_sum,
+    pointwise_backward, pointwise_sum, channelwise_plan, channelwise_pack, channelwise_forward, channelwise_backward,
+    channelwise_merge, channelwise_sum,
 };

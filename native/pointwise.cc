@@ -10,7 +10,7 @@ int32_t check_sizes(const lc_pointwise* p) {
   const int64_t in = p->in_channels, out = p->out_channels;
   const bool good = p->rows >= 0 && in >= 1 && out >= 1 && in < kMost / 4096 && out < kMost / 4096 &&
                     in <= kMost / out / 64 && p->rows <= kMost / (in + out) / 64 && p->threads >= 1 && p->threads <= 64 &&
-                    p->dtype >= LC_F32 && p->dtype <= LC_BF16 && p->before.act >= 0 && p->before.act <= 4 &&
+                    p->measured >= LC_PLAIN && p->measured <= LC_MEASURED_GRADIENT && p->dtype >= LC_F32 && p->dtype <= LC_BF16 && p->before.act >= 0 && p->before.act <= 4 &&
                     p->after.act >= 0 && p->after.act <= 4;
   return good ? LC_OK : LC_BAD_ARGUMENT;
 }
@@ -73,8 +73,12 @@ int32_t lc_pointwise_backward(lc_pointwise* p) {
   if (const int32_t bad = prepare(p, true)) return bad;
   if (p->rows == 0) return LC_OK;
   const lc_table& table = lc_table_of(p->isa);
-  if (p->measured)
+  if (p->measured == LC_MEASURED)
     if (const int32_t bad = lc_norm_slopes(&p->after)) return bad;
+  if (p->measured == LC_MEASURED_GRADIENT) {
+    table.norm_factors(p->after, 0, p->out_channels);
+    table.norm_regain(p->after, 0, p->out_channels);
+  }
   if (const int32_t bad = split(p, table.pointwise_pack_flipped, table.pointwise_panels(*p, 1), 2)) return bad;
   if (const int32_t bad = split(p, table.pointwise_backward, p->plan.kept ? p->plan.chunks : p->plan.groups, 1)) return bad;
   if (const int32_t bad = split(p, table.pointwise_sum, table.pointwise_tiles(*p), 2)) return bad;
@@ -82,6 +86,7 @@ int32_t lc_pointwise_backward(lc_pointwise* p) {
   by_chunks(p, &p->before);
   table.norm_add(p->before, 0, p->in_channels);
   table.norm_slopes(p->before, 0, p->in_channels);
+  if (p->raw) return LC_OK;
   p->before.act = 0;  // dx is already what comes through the activation
   return lc_norm_gradient(&p->before);
 }

@@ -13,6 +13,7 @@ const lc_table& lc_table_of(int32_t isa);  // of one that lc_supported
 int32_t lc_norm_prepare(lc_norm* n);   // checks it and fills in the plan
 int32_t lc_norm_slopes(lc_norm* n);    // dgamma, dbeta and the factors of dx, of one that is prepared
 int32_t lc_norm_gradient(lc_norm* n);  // dx, once the slopes are there
+int32_t lc_depthwise_check(const lc_depthwise* d);  // its sizes
 
 namespace {
 

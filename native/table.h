@@ -14,6 +14,7 @@ struct lc_table {
   void (*norm_sums)(const lc_norm& norm, int64_t begin, int64_t end);      // chunks of rows
   void (*norm_add)(const lc_norm& norm, int64_t begin, int64_t end);       // columns
   void (*norm_slopes)(const lc_norm& norm, int64_t begin, int64_t end);    // channels
+  void (*norm_regain)(const lc_norm& norm, int64_t begin, int64_t end);    // channels
   void (*norm_gradient)(const lc_norm& norm, int64_t begin, int64_t end);  // rows
   int64_t (*depthwise_scratch)(const lc_depthwise& conv);                // floats
   int64_t (*depthwise_blocks)(const lc_depthwise& conv);                 // blocks of channels
@@ -32,4 +33,10 @@ struct lc_table {
   void (*pointwise_forward)(const lc_pointwise& p, int64_t begin, int64_t end);         // chunks of rows
   void (*pointwise_backward)(const lc_pointwise& p, int64_t begin, int64_t end);        // groups of chunks, or chunks
   void (*pointwise_sum)(const lc_pointwise& p, int64_t begin, int64_t end);             // tiles of output channels
+  int64_t (*channelwise_plan)(lc_channelwise& p, int64_t at, int64_t backward);         // end of the scratch memory
+  void (*channelwise_pack)(const lc_channelwise& p, int64_t backward);
+  void (*channelwise_forward)(const lc_channelwise& p, int64_t begin, int64_t end);     // bands of rows
+  void (*channelwise_backward)(const lc_channelwise& p, int64_t begin, int64_t end);    // groups of bands
+  void (*channelwise_merge)(const lc_channelwise& p);
+  void (*channelwise_sum)(const lc_channelwise& p);
 };

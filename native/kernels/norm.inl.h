@@ -271,19 +271,32 @@ static void gradient_of(const lc_norm& n, int64_t begin, int64_t end) {
   }
 }
 
+// dx = a g + k (x - mean) + c once more, from the gradients of gamma and beta.
+static void norm_regain(const lc_norm& n, int64_t begin, int64_t end) {
+  const double each = 1 / (double)n.rows;
+  for (int64_t c = begin; c < end; ++c) {
+    const double inverse = 1 / __builtin_sqrt((double)n.var[c] + n.eps), a = (n.gamma ? n.gamma[c] : 1.0) * inverse;
+    const double k = n.given ? 0 : -a * inverse * (double)n.dgamma[c] * each;
+    n.plan.k[c] = (float)k;
+    n.plan.c[c] = n.given ? 0.0f : (float)(-a * (double)n.dbeta[c] * each - k * (double)n.rest[c]);
+  }
+}
+
 // One function per type and activation, chosen once a call.
-#define LC_NORM_CHOICE(name, of)                                              \
-  template <typename T>                                                       \
-  static void name##_typed(const lc_norm& n, int64_t begin, int64_t end) {    \
-    switch (n.act) {                                                          \
-      case kRelu: return of<T, kRelu>(n, begin, end);                         \
-      case kRelu6: return of<T, kRelu6>(n, begin, end);                       \
-      case kHardswish: return of<T, kHardswish>(n, begin, end);               \
-      case kSilu: return of<T, kSilu>(n, begin, end);                         \
-      default: return of<T, kNone>(n, begin, end);                            \
-    }                                                                         \
-  }                                                                           \
-  static void name(const lc_norm& n, int64_t begin, int64_t end) {            \
+#define LC_BY_ACT(result, act, of, T, ...)                        \
+  switch (act) {                                                  \
+    case kRelu: result of<T, kRelu> __VA_ARGS__; break;           \
+    case kRelu6: result of<T, kRelu6> __VA_ARGS__; break;         \
+    case kHardswish: result of<T, kHardswish> __VA_ARGS__; break; \
+    case kSilu: result of<T, kSilu> __VA_ARGS__; break;           \
+    default: result of<T, kNone> __VA_ARGS__;                     \
+  }
+#define LC_NORM_CHOICE(name, of)                                                                 \
+  template <typename T>                                                                          \
+  static void name##_typed(const lc_norm& n, int64_t begin, int64_t end) {                       \
+    LC_BY_ACT(, n.act, of, T, (n, begin, end))                                                   \
+  }                                                                                              \
+  static void name(const lc_norm& n, int64_t begin, int64_t end) {                               \
     n.dtype == LC_BF16 ? name##_typed<bf16>(n, begin, end) : name##_typed<float>(n, begin, end); \
   }
 LC_NORM_CHOICE(norm_apply, apply_of)

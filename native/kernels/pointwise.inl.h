@@ -125,7 +125,8 @@ static int64_t pointwise_plan(lc_pointwise& p, int64_t at, int64_t backward) {
 
 // A range of chunks takes one of the slots of scratch memory; with as many slots as threads none waits.
 struct Slot {
-  LC_INLINE_MEMBER explicit Slot(const lc_pointwise& p) : busy(p.plan.busy) {
+  template <typename Args>
+  LC_INLINE_MEMBER explicit Slot(const Args& p) : busy(p.plan.busy) {
     for (bit = 0;; bit = bit + 1 < p.threads ? bit + 1 : 0) {
       const uint64_t mine = (uint64_t)1 << bit;
       if (!(__atomic_fetch_or(busy, mine, __ATOMIC_ACQUIRE) & mine)) break;
@@ -427,15 +428,6 @@ static int64_t pointwise_panels(const lc_pointwise& p, int64_t backward) {
   return panels_of(backward ? p.in_channels : p.out_channels);
 }
 
-// One function per type and activation, chosen once a call.
-#define LC_BY_ACT(result, act, of, T, ...)                        \
-  switch (act) {                                                  \
-    case kRelu: result of<T, kRelu> __VA_ARGS__; break;           \
-    case kRelu6: result of<T, kRelu6> __VA_ARGS__; break;         \
-    case kHardswish: result of<T, kHardswish> __VA_ARGS__; break; \
-    case kSilu: result of<T, kSilu> __VA_ARGS__; break;           \
-    default: result of<T, kNone> __VA_ARGS__;                     \
-  }
 template <typename T>
 static void forward_typed(const lc_pointwise& p, int64_t begin, int64_t end) {
   LC_BY_ACT(, p.before.act, forward_of, T, (p, begin, end))
@@ -443,10 +435,9 @@ static void forward_typed(const lc_pointwise& p, int64_t begin, int64_t end) {
 template <typename T>
 static void backward_typed(const lc_pointwise& p, int64_t begin, int64_t end) {
   void (*gradients)(const lc_pointwise&, int64_t, int64_t, float*);
-  LC_BY_ACT(gradients =, p.after.act, load_gradients, T, )
+  LC_BY_ACT(gradients =, p.measured == 2 ? (int)kNone : p.after.act, load_gradients, T, )
   LC_BY_ACT(, p.before.act, backward_of, T, (p, begin, end, gradients))
 }
-#undef LC_BY_ACT
 static void pointwise_forward(const lc_pointwise& p, int64_t begin, int64_t end) {
   p.dtype == LC_BF16 ? forward_typed<bf16>(p, begin, end) : forward_typed<float>(p, begin, end);
 }

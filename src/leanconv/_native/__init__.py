@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from leanconv.errors import Error
 
 __all__ = [
-    "ABI", "ISAS", "Depthwise", "Library", "Mask", "Norm", "Pointwise", "available", "explain", "forced", "isa", "load",
+    "ABI", "ISAS", "Channelwise", "Depthwise", "Library", "Mask", "Norm", "Pointwise", "available", "explain", "forced", "isa", "load",
 ]  # fmt: skip
 
 ABI = 3
@@ -39,6 +39,8 @@ _CALLS = (
     "lc_norm_backward",
     "lc_pointwise_forward",
     "lc_pointwise_backward",
+    "lc_channelwise_forward",
+    "lc_channelwise_backward",
 )
 _FAILURES = {
     1: "the argument struct has another size",
@@ -128,6 +130,7 @@ class Pointwise(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("normed", ctypes.c_int32),
         ("measured", ctypes.c_int32),
+        ("raw", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("rows", ctypes.c_int64),
         ("in_channels", ctypes.c_int64),
@@ -142,7 +145,29 @@ class Pointwise(ctypes.Structure):
     )
 
 
+class Channelwise(ctypes.Structure):
+    """``lc_channelwise`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("normed", ctypes.c_int32),
+        ("measured", ctypes.c_int32),
+        ("raw", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("conv", Depthwise),
+        *((name, ctypes.c_void_p) for name in ("dy", "dx", "dweight", "scratch")),
+        ("scratch_size", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        ("before", Norm),
+        ("after", Norm),
+        ("plan", ctypes.c_int64 * 12),
+    )
+
+
 _SIZE = ctypes.sizeof(Mask)
+_CHANNELWISE_SIZE = ctypes.sizeof(Channelwise)
 _POINTWISE_SIZE = ctypes.sizeof(Pointwise)
 _NORM_SIZE = ctypes.sizeof(Norm)
 _DEPTHWISE_SIZE = ctypes.sizeof(Depthwise)
@@ -261,6 +286,8 @@ class Library:
         *,
         before: dict[str, Any] | None = None,
         after: dict[str, Any] | None = None,
+        measured: int = 0,
+        raw: bool = False,
         dtype: int = 0,
         scale: float = 1.0,
         threads: int = 1,
@@ -273,7 +300,10 @@ class Library:
             sizes: rows, input channels, output channels.
             addresses: by name, of what the direction reads and writes; absent ones are null.
             before: fields of the norm that x passes: act, given, eps and addresses; None: x is taken as it is.
-            after: fields of the norm that y passes; None: no statistics of y, and dy is its own gradient.
+            after: fields of the norm that y passes, where ``measured`` is not 0.
+            measured: 0 no norm after; 1: forward computes its statistics, dy is that of act(norm(y)); 2: dy is that of
+                norm(y).
+            raw: backward leaves the gradient behind the norm before in dx.
             dtype: 0 float32, 1 bfloat16.
             scale: of what ``keep`` lets through.
             threads: that may run at once.
@@ -282,33 +312,65 @@ class Library:
         """
         norms = [Norm(**(fields or {})) for fields in (before, after)]
         return Pointwise(
-            _POINTWISE_SIZE, self._numbers.get(isa or self.isa, -1), dtype, before is not None, after is not None,
-            scale, *sizes, threads=max(1, min(threads, 64)), parallel_for=parallel_for, before=norms[0], after=norms[1],
+            _POINTWISE_SIZE, self._numbers.get(isa or self.isa, -1), dtype, before is not None, measured, raw, scale,
+            *sizes, threads=max(1, min(threads, 64)), parallel_for=parallel_for, before=norms[0], after=norms[1],
             **addresses,
         )  # fmt: skip
 
-    def pointwise_scratch(self, call: Pointwise, backward: bool) -> int:
+    def channelwise(
+        self,
+        sizes: tuple[int, ...],
+        addresses: dict[str, int],
+        *,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+        measured: int = 0,
+        raw: bool = False,
+        threads: int = 1,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> Channelwise:
+        """The arguments of a depthwise convolution between two batch norms; as :meth:`pointwise`.
+
+        Args:
+            sizes: the fields of ``lc_depthwise`` from bf16 to dilation_width.
+            addresses: by name: x, y, weight; backward dy, dx, dweight too.
+            before: as of :meth:`pointwise`, like the rest.
+        """
+        norms = [Norm(**(fields or {})) for fields in (before, after)]
+        own = {name: addresses[name] for name in ("x", "y", "weight") if name in addresses}
+        rest = {name: at for name, at in addresses.items() if name not in own}
+        conv = Depthwise(0, 0, *sizes, **own)
+        return Channelwise(
+            _CHANNELWISE_SIZE, self._numbers.get(isa or self.isa, -1), before is not None, measured, raw, 0, conv,
+            threads=max(1, min(threads, 64)), parallel_for=parallel_for, before=norms[0], after=norms[1], **rest,
+        )  # fmt: skip
+
+    def scratch(self, call: Pointwise | Channelwise, backward: bool) -> int:
         """Bytes of scratch memory, aligned to 64, that a pass needs.
 
         Raises:
             Error: the library refused.
         """
-        found = int(self._handle.lc_pointwise_scratch(ctypes.byref(call), backward))
-        return found if found >= 0 else self._pointwise_refused(-found, call)
+        function = getattr(self._handle, f"lc_{type(call).__name__.lower()}_scratch")
+        found = int(function(ctypes.byref(call), backward))
+        return found if found >= 0 else self._refused_stage(-found, call)
 
-    def pointwise_run(self, call: Pointwise, backward: bool) -> None:
-        """One pass of what :meth:`pointwise` describes.
+    def run(self, call: Pointwise | Channelwise, backward: bool) -> None:
+        """One pass of what :meth:`pointwise` or :meth:`channelwise` describes.
 
         Raises:
             Error: the library refused.
         """
-        function = self._handle.lc_pointwise_backward if backward else self._handle.lc_pointwise_forward
-        failure = function(ctypes.byref(call))
+        step = "backward" if backward else "forward"
+        failure = getattr(self._handle, f"lc_{type(call).__name__.lower()}_{step}")(ctypes.byref(call))
         if failure:
-            self._pointwise_refused(failure, call)
+            self._refused_stage(failure, call)
 
-    def _pointwise_refused(self, failure: int, call: Pointwise) -> NoReturn:
+    def _refused_stage(self, failure: int, call: Pointwise | Channelwise) -> NoReturn:
         why = _FAILURES.get(failure, f"failure {failure}")
+        if isinstance(call, Channelwise):
+            self._refused(failure, call.conv)
         got = ", ".join(f"{name}={getattr(call, name)}" for name in ("rows", "in_channels", "out_channels", "threads"))
         raise Error(f"native pointwise convolution: {why}, got {got}")
 
@@ -458,8 +520,8 @@ def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
         handle.lc_depthwise_scratch.restype = ctypes.c_int64
         handle.lc_norm_scratch.argtypes = (ctypes.c_int64, ctypes.c_int64)
         handle.lc_norm_scratch.restype = ctypes.c_int64
-        handle.lc_pointwise_scratch.argtypes = (ctypes.c_void_p, ctypes.c_int32)
-        handle.lc_pointwise_scratch.restype = ctypes.c_int64
+        for stage in (handle.lc_pointwise_scratch, handle.lc_channelwise_scratch):
+            stage.argtypes, stage.restype = (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int64
         abi = handle.lc_abi()
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); install leanconv again"

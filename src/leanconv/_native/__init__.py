@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 from leanconv.errors import Error
 
 __all__ = [
-    "ABI", "ISAS", "Channelwise", "Depthwise", "Library", "Mask", "Norm", "Pointwise", "available", "explain", "forced", "isa", "load",
+    "ABI", "ISAS", "Channelwise", "Depthwise", "Library", "Mask", "Norm", "Pointwise", "available", "explain", "forced",
+    "isa", "load",
 ]  # fmt: skip
 
 ABI = 3

@@ -13,6 +13,7 @@ each of the three passes. The derivatives are operations of the same kind, so th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ __all__ = [
     "geometry",
     "in_last",
     "input_grad",
+    "out_size",
     "pays",
     "weight_grad",
 ]
@@ -56,7 +58,7 @@ def depthwise_reference(
     _check(x, weight, bias)
     (sh, sw), (dh, dw) = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     top, bottom, left, right = _sides(padding, (weight.shape[2], weight.shape[3]), (sh, sw), (dh, dw))
-    height, width = _out_size(x.shape, weight.shape, [sh, sw], [top, bottom, left, right], [dh, dw])
+    height, width = out_size(x.shape, weight.shape, [sh, sw], [top, bottom, left, right], [dh, dw])
     wide = F.pad(x, (left, right, top, bottom)).repeat_interleave(weight.shape[0] // x.shape[1], 1)
     y = x.new_zeros(()) if bias is None else bias[:, None, None]
     for p in range(weight.shape[2]):
@@ -97,12 +99,12 @@ def depthwise_conv2d(
     if x.dim() == 3:
         return depthwise_conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation).squeeze(0)
     _check(x, weight, bias)
-    sizes = geometry(x, weight, stride, padding, dilation)
+    sizes = geometry(x.shape, weight, stride, padding, dilation)
     return torch.ops.leanconv.depthwise_conv2d(x, weight, bias, *sizes)  # type: ignore[no-any-return]
 
 
 def geometry(
-    x: Tensor, weight: Tensor, stride: Pair, padding: Padding, dilation: Pair
+    shape: Sequence[int], weight: Tensor, stride: Pair, padding: Padding, dilation: Pair
 ) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]]:
     """Strides, zeros at the top, bottom, left, right, and dilations, from what :func:`depthwise_conv2d` takes.
 
@@ -111,7 +113,7 @@ def geometry(
     """
     strides, dilations = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     sides = _sides(padding, (weight.shape[2], weight.shape[3]), strides, dilations)
-    _out_size(x.shape, weight.shape, list(strides), list(sides), list(dilations))
+    out_size(shape, weight.shape, strides, sides, dilations)
     return strides, sides, dilations
 
 
@@ -212,9 +214,14 @@ def _sides(
     return *_pair("padding", rows, 0), *_pair("padding", columns, 0)
 
 
-def _out_size(
-    x: torch.Size | Ints, weight: torch.Size | Ints, stride: Ints, padding: Ints, dilation: Ints
+def out_size(
+    x: Sequence[int], weight: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
+    """H' and W' from the shapes of x and weight.
+
+    Raises:
+        Error: the kernel does not fit into the padded input.
+    """
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, weight[-2:], strict=True)]
     padded = [x[-2] + padding[0] + padding[1], x[-1] + padding[2] + padding[3]]
     if padded[0] < reach[0] or padded[1] < reach[1]:
@@ -300,7 +307,7 @@ def _uses_native(op: str, x: Tensor, weight_shape: Ints, stride: Ints, dilation:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """The forward pass, as its choice has it."""
     x = in_last(x)
-    height, width = _out_size(x.shape, weight.shape, stride, padding, dilation)
+    height, width = out_size(x.shape, weight.shape, stride, padding, dilation)
     if not _uses_native("depthwise_forward", x, list(weight.shape), stride, dilation):
         return in_last(_torch_forward(x, weight, bias, stride, padding, dilation))
     y = _empty_last(x, x.shape[0], weight.shape[0], height, width)
@@ -336,7 +343,7 @@ def weight_grad(
 
 def fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
     """An empty result of :func:`forward`."""
-    return _empty_last(x, x.shape[0], weight.shape[0], *_out_size(x.shape, weight.shape, stride, padding, dilation))
+    return _empty_last(x, x.shape[0], weight.shape[0], *out_size(x.shape, weight.shape, stride, padding, dilation))
 
 
 def _fake_input_grad(grad: Tensor, weight: Tensor, size: Ints, *geometry: Ints) -> Tensor:

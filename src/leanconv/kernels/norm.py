@@ -34,7 +34,6 @@ __all__ = [
     "in_rows",
     "norm_act",
     "norm_act_reference",
-    "statistics",
 ]
 
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
@@ -155,30 +154,13 @@ def in_rows(x: Tensor) -> bool:
     return x.movedim(1, -1).is_contiguous()
 
 
-def statistics(
-    x: Tensor, mean: Tensor | None = None, var: Tensor | None = None, empty: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, what rounding left of it, and biased variance of each channel, for native code; x must be :func:`in_rows`.
-
-    Args:
-        x: (N, C, ...) on the CPU, float32 or bfloat16.
-        mean: given ones are returned.
-        var: likewise.
-        empty: leave them to whoever computes x.
-    """
-    channels = x.shape[1]
-    if mean is not None and var is not None:
-        return mean.clone(), torch.zeros(channels), var.clone()
-    used, rest, spread = (torch.empty(channels) for _ in range(3))
-    if not empty:
-        _call(False, x, 0, False, 0.0, mean=used, rest=rest, var=spread)
-    return used, rest, spread
-
-
 def apply(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: tuple[Tensor, Tensor, Tensor], eps: float, act: int
 ) -> Tensor:
-    """y = act(norm(x)) in native code with what :func:`statistics` gave; x must be :func:`in_rows`."""
+    """y = act(norm(x)) in native code; x must be :func:`in_rows`.
+
+    ``moments`` are the mean, what rounding left of it, and the biased variance.
+    """
     y = torch.empty_like(x)
     vectors = dict(zip(("mean", "rest", "var"), moments, strict=True))
     _call(False, x, act, True, eps, y=y, **vectors, **_present(gamma=weight, beta=bias))

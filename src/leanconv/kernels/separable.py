@@ -1,12 +1,12 @@
-"""A separable block in training as one operation: depthwise, norm, activation, pointwise, norm, activation.
+"""Depthwise separable blocks in training as one operation: depthwise, norm, activation, pointwise, norm, activation.
 
     d = depthwise(x)    a = keep scale act(norm(d))    p = a W^T    y = act(norm(p))
 
-Layer by layer these are sixteen passes over the maps forward and twenty-six backward. Here the first norm and
-activation happen in the load of the pointwise product, and the statistics of p in its epilogue; backward, the gradient
-of p is made in the load, and the sums that the first norm's gradient needs in the epilogue. Kept are x, d and p, in the
-lean mode x and p alone: d is computed again. Native code for float32 and bfloat16 on the CPU; everywhere else the same
-layers one by one.
+Layer by layer these are sixteen passes over the maps forward and twenty-six backward. Here each convolution makes its
+input from the output of the one before, norm and activation in its load, and the statistics of its own output in its
+epilogue; backward it makes the gradient of its output in its load, and the sums that the norm before it needs in its
+epilogue. So a chain of blocks writes d and p alone, reads each once, and keeps them; in the lean mode p alone: d is
+computed again. Native code for float32 and bfloat16 on the CPU; everywhere else the same layers one by one.
 
 Sources: Howard et al. 2017, arXiv 1704.04861 (the block); Ioffe and Szegedy 2015, arXiv 1502.03167; Bulo, Porzi and
 Kontschieder 2018, arXiv 1712.02616 (activations recomputed).
@@ -14,9 +14,9 @@ Kontschieder 2018, arXiv 1712.02616 (activations recomputed).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache, partial
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -29,14 +29,35 @@ from leanconv.kernels.choice import decide
 from leanconv.kernels.depthwise import Padding, Pair, depthwise_conv2d, depthwise_reference
 from leanconv.kernels.norm import ACTIVATIONS, Norm, norm_act, norm_act_reference
 from leanconv.kernels.norm import apply as norm_apply
-from leanconv.kernels.norm import statistics as norm_statistics
 from leanconv.kernels.ops import eager, register, register_autograd
 from leanconv.kernels.threads import parallel_for
 
-__all__ = ["Norm", "runs_fused", "separable_block", "separable_reference"]
+__all__ = ["BlockInputs", "Norm", "runs_fused", "separable_block", "separable_chain", "separable_reference"]
 
 
 Moments = tuple[Tensor, Tensor]
+
+
+class BlockInputs(NamedTuple):
+    """One block of a chain: arguments of :func:`separable_block`.
+
+    Attributes:
+        depthwise: (C, 1, K_h, K_w).
+        pointwise: (Cout, C, 1, 1).
+        between: of C channels.
+        after: of Cout channels.
+        stride: of the depthwise convolution.
+        padding: zeros around its input.
+        dilation: from 1.
+    """
+
+    depthwise: Tensor
+    pointwise: Tensor
+    between: Norm
+    after: Norm
+    stride: Pair = 1
+    padding: Padding = 0
+    dilation: Pair = 1
 
 
 def separable_block(
@@ -75,34 +96,48 @@ def separable_block(
     Raises:
         Error: shapes, dtypes or settings do not fit.
     """
-    if pointwise.dim() != 4 or pointwise.shape[1:] != (depthwise.shape[0], 1, 1):
-        raise Error(
-            f"separable_block: pointwise must be (channels out, {depthwise.shape[0]}, 1, 1) for "
-            f"{depthwise.shape[0]} channels after the depthwise convolution, got {tuple(pointwise.shape)}"
-        )
-    for name, norm, channels in (("between", between, depthwise.shape[0]), ("after", after, pointwise.shape[0])):
-        if norm.act not in ACTIVATIONS:
-            raise Error(f"separable_block: {name}.act must be one of {', '.join(ACTIVATIONS)}, got {norm.act!r}")
-        if (norm.mean is None) != (norm.var is None):
-            raise Error(f"separable_block: {name}.mean and {name}.var must come together, got one alone")
-        for field, vector in zip(("weight", "bias", "mean", "var"), norm[:4], strict=True):
-            if isinstance(vector, Tensor) and vector.shape != (channels,):
-                raise Error(f"separable_block: {name}.{field} must have shape ({channels},), got {tuple(vector.shape)}")
+    _check(depthwise, pointwise, between, after)
     seen = eager(x)
     if seen and not runs_fused(x, depthwise, pointwise):
         return _layers(x, depthwise, pointwise, between, after, (stride, padding, dilation), keep, scale)
-    geometry = depthwise_kernels.geometry(x, depthwise, stride, padding, dilation)
     x = x.to(_storage(x))
-    norms = (*_flat(between, x.dtype), *_flat(after, x.dtype))
-    arguments = (x, depthwise, pointwise, *norms, *geometry, keep, float(scale), bool(lean))
-    learned = (x, depthwise, pointwise, between.weight, between.bias, after.weight, after.bias)
-    if not seen:  # the operation makes its own choice
-        out = torch.ops.leanconv.separable_block(*arguments)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in learned):
-        out = _Separable.apply(*arguments)  # type: ignore[no-untyped-call]
-    else:
-        out = _forward(*arguments)
-    return out[0], (out[3], out[5]), (out[6], out[8])
+    sizes = depthwise_kernels.geometry(x.shape, depthwise, stride, padding, dilation)
+    flat = (depthwise, pointwise, *_flat(between, x.dtype), *_flat(after, x.dtype), *sizes, keep, float(scale))
+    if seen:
+        y, *moments = _chained(x, lean, flat)
+    else:  # the operation makes its own choice
+        y, _, _, *moments = torch.ops.leanconv.separable_block(x, *flat, bool(lean))
+    return y, (moments[0], moments[2]), (moments[3], moments[5])
+
+
+def separable_chain(
+    x: Tensor, blocks: Sequence[BlockInputs], lean: bool = False
+) -> tuple[Tensor, list[tuple[Moments, Moments]]]:
+    """Blocks one after the other; what lies between two of them is never written.
+
+    Args:
+        x: (N, C, H, W).
+        blocks: at least one; each takes what the one before gives, and :func:`runs_fused` holds for each.
+        lean: as of :func:`separable_block`.
+
+    Returns:
+        The last block's y; and per block the moments that its norms used.
+
+    Raises:
+        Error: shapes, dtypes or settings do not fit.
+    """
+    x = x.to(_storage(x))
+    shape: tuple[int, ...] = tuple(x.shape)
+    flat: list[Any] = []
+    for block in blocks:
+        _check(block.depthwise, block.pointwise, block.between, block.after)
+        sizes = depthwise_kernels.geometry(shape, block.depthwise, block.stride, block.padding, block.dilation)
+        flat += [block.depthwise, block.pointwise, *_flat(block.between, x.dtype), *_flat(block.after, x.dtype)]
+        flat += [*sizes, None, 1.0]
+        shape = _out_shape(shape, block.depthwise, block.pointwise, sizes)
+    y, *moments = _chained(x, lean, tuple(flat))
+    parts = [moments[i : i + 6] for i in range(0, len(moments), 6)]
+    return y, [((m[0], m[2]), (m[3], m[5])) for m in parts]
 
 
 def separable_reference(
@@ -126,12 +161,38 @@ def separable_reference(
     return y, (first[0], first[1]), (second[0], second[1])
 
 
-def runs_fused(x: Tensor, depthwise: Tensor, pointwise: Tensor) -> bool:
-    """Whether :func:`separable_block` runs as one operation: native code for this dtype and shape, and values in x."""
-    if x.dim() != 4 or not x.numel() or depthwise.dtype not in (torch.float32, _storage(x)):
+def runs_fused(x: Tensor, depthwise: Tensor, pointwise: Tensor, shape: Sequence[int] | None = None) -> bool:
+    """Whether a block runs as one operation: native code for this dtype and shape, multiplier 1, and values in x.
+
+    Args:
+        x: the input of the block, or of the chain that it belongs to.
+        depthwise: weight.
+        pointwise: weight.
+        shape: of the block's input; None: that of x.
+    """
+    shape = x.shape if shape is None else shape
+    if len(shape) != 4 or 0 in shape or depthwise.shape[0] != shape[1]:
         return False
-    shape = (x.shape[0], pointwise.shape[0], *x.shape[2:])
-    return decide("separable_block", shape, _storage(x), x.device.type).implementation == "native"
+    if depthwise.dtype not in (torch.float32, _storage(x)):
+        return False
+    out = (shape[0], pointwise.shape[0], shape[2], shape[3])
+    return decide("separable_block", out, _storage(x), x.device.type).implementation == "native"
+
+
+def _check(depthwise: Tensor, pointwise: Tensor, between: Norm, after: Norm) -> None:
+    if pointwise.dim() != 4 or pointwise.shape[1:] != (depthwise.shape[0], 1, 1):
+        raise Error(
+            f"separable_block: pointwise must be (channels out, {depthwise.shape[0]}, 1, 1) for "
+            f"{depthwise.shape[0]} channels after the depthwise convolution, got {tuple(pointwise.shape)}"
+        )
+    for name, norm, channels in (("between", between, depthwise.shape[0]), ("after", after, pointwise.shape[0])):
+        if norm.act not in ACTIVATIONS:
+            raise Error(f"separable_block: {name}.act must be one of {', '.join(ACTIVATIONS)}, got {norm.act!r}")
+        if (norm.mean is None) != (norm.var is None):
+            raise Error(f"separable_block: {name}.mean and {name}.var must come together, got one alone")
+        for field, vector in zip(("weight", "bias", "mean", "var"), norm[:4], strict=True):
+            if isinstance(vector, Tensor) and vector.shape != (channels,):
+                raise Error(f"separable_block: {name}.{field} must have shape ({channels},), got {tuple(vector.shape)}")
 
 
 def _storage(x: Tensor) -> torch.dtype:
@@ -151,6 +212,12 @@ def _norm(flat: tuple[Any, ...]) -> Norm:
     return Norm(weight, bias, mean, var, eps, ACTIVATIONS[act])
 
 
+def _out_shape(
+    shape: tuple[int, ...], depthwise: Tensor, pointwise: Tensor, geometry: tuple[Any, ...]
+) -> tuple[int, ...]:
+    return shape[0], pointwise.shape[0], *depthwise_kernels.out_size(shape, depthwise.shape, *geometry)
+
+
 def _layers(
     x: Tensor,
     depthwise: Tensor,
@@ -168,11 +235,36 @@ def _layers(
     return y, (first[0], first[1]), (second[0], second[1])
 
 
+class _Spec(NamedTuple):
+    """A block as plain arguments of an operation; the norms as :func:`_flat` gives them."""
+
+    depthwise: Tensor
+    pointwise: Tensor
+    between: tuple[Any, ...]
+    after: tuple[Any, ...]
+    geometry: tuple[Any, ...]
+    keep: Tensor | None
+    scale: float
+
+    @classmethod
+    def of(cls, flat: Sequence[Any]) -> Self:
+        return cls(flat[0], flat[1], tuple(flat[2:8]), tuple(flat[8:14]), tuple(flat[14:17]), flat[17], flat[18])
+
+
+_FLAT = 19
+"""Arguments of a block."""
+
+
 # --- native code
 
 
-def _rows(x: Tensor) -> int:
-    return x.numel() // x.shape[1]
+class _Kept(NamedTuple):
+    """What a block leaves for its backward pass; ``d`` is empty in the lean mode."""
+
+    d: Tensor
+    p: Tensor
+    first: tuple[Tensor, ...]
+    second: tuple[Tensor, ...]
 
 
 def _fields(norm: tuple[Any, ...], moments: tuple[Tensor, ...], *grads: Tensor) -> dict[str, Any]:
@@ -185,110 +277,238 @@ def _fields(norm: tuple[Any, ...], moments: tuple[Tensor, ...], *grads: Tensor) 
 
 
 @lru_cache(maxsize=1024)
-def _scratch(isa: str, sizes: tuple[int, int, int], backward: bool, threads: int) -> int:
+def _scratch(isa: str, kind: str, sizes: tuple[int, ...], backward: bool, threads: int) -> int:
     library = _native.load()
     assert library is not None
-    return library.pointwise_scratch(library.pointwise(sizes, {}, threads=threads, isa=isa), backward)
+    return library.scratch(getattr(library, kind)(sizes, {}, threads=threads, isa=isa), backward)
 
 
-def _call(backward: bool, d: Tensor, p: Tensor, before: Any, after: Any, scale: float, **tensors: Tensor) -> None:
+def _stage(kind: str, backward: bool, sizes: tuple[int, ...], tensors: dict[str, Tensor], **settings: Any) -> None:
+    """One convolution between two norms: ``pointwise`` or ``channelwise``."""
     library = _native.load()
     assert library is not None  # the choice said so
-    sizes, threads = (_rows(d), d.shape[1], p.shape[1]), min(torch.get_num_threads(), 64)
-    size = _scratch(library.isa, sizes, backward, threads)
+    threads = min(torch.get_num_threads(), 64)
+    size = _scratch(library.isa, kind, sizes, backward, threads)
     scratch = torch.empty(size + 64, dtype=torch.uint8)
-    at = {name: t.data_ptr() for name, t in tensors.items()} | {"x": d.data_ptr(), "y": p.data_ptr()}
-    call = library.pointwise(
-        sizes, at, before=before, after=after, dtype=int(d.dtype == torch.bfloat16), scale=scale, threads=threads,
-        parallel_for=parallel_for(),
-    )  # fmt: skip
+    at = {name: t.data_ptr() for name, t in tensors.items()}
+    call = getattr(library, kind)(sizes, at, threads=threads, parallel_for=parallel_for(), **settings)
     call.scratch, call.scratch_size = (scratch.data_ptr() + 63) // 64 * 64, size
-    library.pointwise_run(call, backward)
+    library.run(call, backward)
 
 
-def _kept(keep: Tensor | None, d: Tensor) -> dict[str, Tensor]:
-    return {} if keep is None else {"keep": keep.expand(d.shape).contiguous(memory_format=torch.channels_last)}
+def _depthwise_stage(
+    backward: bool, x: Tensor, d: Tensor, spec: _Spec, before: Any, measured: int, after: Any, **tensors: Tensor
+) -> None:
+    stride, padding, dilation = spec.geometry
+    sizes = (int(x.dtype == torch.bfloat16), x.shape[0], x.shape[2], x.shape[3], x.shape[1], 1, *d.shape[2:])
+    sizes += (*spec.depthwise.shape[2:], *stride, padding[0], padding[2], *dilation)
+    weight = spec.depthwise.float().contiguous()
+    read = {"x": x, "y": d, "weight": weight} | tensors
+    _stage("channelwise", backward, sizes, read, before=before, after=after, measured=measured, raw=True)
 
 
-Arguments = tuple[Any, ...]
+def _pointwise_stage(
+    backward: bool, d: Tensor, p: Tensor, spec: _Spec, before: Any, measured: int, after: Any, **tensors: Tensor
+) -> None:
+    sizes = (d.numel() // d.shape[1], d.shape[1], p.shape[1])
+    read = {"x": d, "y": p, "weight": spec.pointwise.float().contiguous()} | tensors
+    if spec.keep is not None:
+        read["keep"] = spec.keep.expand(d.shape).contiguous(memory_format=torch.channels_last)
+    _stage(
+        "pointwise", backward, sizes, read, before=before, after=after, measured=measured, raw=True,
+        dtype=int(d.dtype == torch.bfloat16), scale=spec.scale,
+    )  # fmt: skip
 
 
-def _depthwise(x: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
-    return depthwise_kernels.forward(x, weight.to(x.dtype), None, *geometry)
+def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
 
 
-def _forward(x: Tensor, depthwise: Tensor, pointwise: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    between, after, geometry, keep, scale, lean = _parts(rest)
-    d = _depthwise(x, depthwise, geometry)
-    if not runs_fused(x, depthwise, pointwise):
-        return _plain(d, pointwise, between, after, keep, scale, lean)
-    first = norm_statistics(d, between[2], between[3])
-    p = torch.empty((d.shape[0], pointwise.shape[0], *d.shape[2:]), dtype=d.dtype, memory_format=torch.channels_last)
-    second = norm_statistics(p, after[2], after[3], empty=True)
-    weight = pointwise.float().contiguous()
-    measured = None if after[2] is not None else _fields(after, second)
-    _call(False, d, p, _fields(between, first), measured, scale, weight=weight, **_kept(keep, d))
-    y = norm_apply(p, after[0], after[1], second, after[4], after[5])
-    return y, d.new_empty(0) if lean else d, p, *first, *second
+def _moments(norm: tuple[Any, ...], channels: int) -> tuple[Tensor, ...]:
+    """Mean, what rounding left of it, variance: the given ones, or room for the batch's."""
+    if norm[2] is not None:
+        return norm[2].clone(), torch.zeros(channels), norm[3].clone()
+    return tuple(torch.empty(channels) for _ in range(3))
 
 
-def _plain(
-    d: Tensor, pointwise: Tensor, between: Any, after: Any, keep: Tensor | None, scale: float, lean: bool
-) -> tuple[Tensor, ...]:
-    """The rest of the forward pass in torch's operations."""
-    a, *first = norm_act_reference(d, *_norm(between))
-    a = a if keep is None else a * keep * scale
-    p = depthwise_kernels.in_last(F.conv2d(a, pointwise.to(a.dtype)))
-    y, *second = norm_act_reference(p, *_norm(after))
-    moments = (t.clone() for mean, var in (first, second) for t in (mean, torch.zeros_like(mean), var))
-    return depthwise_kernels.in_last(y), d.new_empty(0) if lean else d, p, *moments
+def _filtered(x: Tensor, spec: _Spec, before: Any, after: Any = None) -> Tensor:
+    """The depthwise output, with its statistics where ``after`` says where to put them."""
+    height, width = depthwise_kernels.out_size(x.shape, spec.depthwise.shape, *spec.geometry)
+    d = _empty(x, (x.shape[0], x.shape[1], height, width))
+    _depthwise_stage(False, x, d, spec, before, int(after is not None), after)
+    return d
 
 
-def _parts(rest: tuple[Any, ...]) -> tuple[Any, ...]:
-    """between, after: (weight, bias, mean, var, eps, act) each; (stride, padding, dilation); keep, scale, lean."""
-    return rest[:6], rest[6:12], rest[12:15], *rest[15:]
+def _run_forward(x: Tensor, lean: bool, specs: list[_Spec]) -> tuple[Tensor, list[_Kept]]:
+    source, before, kept = depthwise_kernels.in_last(x), None, []
+    for spec in specs:
+        first = _moments(spec.between, spec.depthwise.shape[0])
+        second = _moments(spec.after, spec.pointwise.shape[0])
+        between, after = _fields(spec.between, first), _fields(spec.after, second)
+        d = _filtered(source, spec, before, between if spec.between[2] is None else None)
+        p = _empty(d, (d.shape[0], spec.pointwise.shape[0], *d.shape[2:]))
+        _pointwise_stage(False, d, p, spec, between, int(spec.after[2] is None), after)
+        kept.append(_Kept(d.new_empty(0) if lean else d, p, first, second))
+        source, before = p, after
+    weight, bias, _, _, eps, act = specs[-1].after
+    return norm_apply(source, weight, bias, kept[-1].second, eps, act), kept  # type: ignore[arg-type]
 
 
-def _backward(dy: Tensor, d: Tensor, p: Tensor, moments: list[Tensor], x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    depthwise, pointwise, *rest = inputs
-    between, after, geometry, keep, scale, lean = _parts(tuple(rest))
-    if not runs_fused(x, depthwise, pointwise):
-        found = _gradients(dy, (x, *inputs), again=False)
-        blank = [x, depthwise, pointwise, *moments[:2], *moments[3:5]]
-        return tuple(torch.zeros_like(b) if t is None else t for t, b in zip(found, blank, strict=True))
-    if lean:
-        d = _depthwise(x, depthwise, geometry)
-    dy = depthwise_kernels.in_last(dy.to(d.dtype))
-    dd, weight, dweight = torch.empty_like(d), pointwise.float().contiguous(), torch.empty(pointwise.shape)
-    grads = [torch.empty(n) for n in (d.shape[1], d.shape[1], p.shape[1], p.shape[1])]
-    before = _fields(between, tuple(moments[:3]), *grads[:2])
-    behind = _fields(after, tuple(moments[3:]), *grads[2:])
-    tensors = {"dy": dy, "dx": dd, "weight": weight, "dweight": dweight}
-    _call(True, d, p, before, behind, scale, **tensors, **_kept(keep, d))
-    dx = depthwise_kernels.input_grad(dd, depthwise.to(d.dtype), list(x.shape), *geometry)
-    stride, padding, dilation = geometry
-    dw, _ = depthwise_kernels.weight_grad(dd, x, list(depthwise.shape[2:]), stride, padding, dilation, bias=False)
-    return dx, dw.to(depthwise.dtype), dweight.to(pointwise.dtype), *grads
+Grads = list[Tensor | None]
 
 
-def _gradients(dy: Tensor, inputs: tuple[Any, ...], again: bool) -> tuple[Tensor | None, ...]:
+def _run_backward(dy: Tensor, x: Tensor, specs: list[_Spec], kept: list[_Kept]) -> tuple[Tensor, list[Grads]]:
+    """The gradient of x; per block those of both weights, gamma and beta between, gamma and beta after."""
+    found: list[Grads] = []
+    grad = depthwise_kernels.in_last(dy.to(x.dtype))
+    sources = [depthwise_kernels.in_last(x), *(k.p for k in kept[:-1])]
+    outer = [torch.empty(specs[-1].pointwise.shape[0]) for _ in range(2)]  # of gamma and beta after the block
+    for i in range(len(specs) - 1, -1, -1):
+        spec, (d, p, first, second) = specs[i], kept[i]
+        inner = [torch.empty(spec.depthwise.shape[0]) for _ in range(2)]
+        nearer = [] if i == 0 else [torch.empty(specs[i - 1].pointwise.shape[0]) for _ in range(2)]
+        before = None if i == 0 else _fields(specs[i - 1].after, kept[i - 1].second, *nearer)
+        between, after = _fields(spec.between, first, *inner), _fields(spec.after, second, *outer)
+        if not d.numel():
+            d = _filtered(sources[i], spec, before)
+        dd, dpointwise = torch.empty_like(d), torch.empty(spec.pointwise.shape)
+        last = i == len(specs) - 1
+        _pointwise_stage(True, d, p, spec, between, 1 if last else 2, after, dy=grad, dx=dd, dweight=dpointwise)
+        dx, ddepthwise = torch.empty_like(sources[i]), torch.empty(spec.depthwise.shape)
+        _depthwise_stage(True, sources[i], d, spec, before, 2, between, dy=dd, dx=dx, dweight=ddepthwise)
+        weights = (ddepthwise.to(spec.depthwise.dtype), dpointwise.to(spec.pointwise.dtype))
+        found.append([*weights, *inner, *outer])
+        grad, outer = dx, nearer
+    return grad, found[::-1]
+
+
+# --- torch's operations
+
+
+def _plain(x: Tensor, lean: bool, spec: _Spec) -> tuple[Tensor, _Kept]:
+    d = depthwise_kernels.forward(x, spec.depthwise.to(x.dtype), None, *spec.geometry)
+    a, *first = norm_act_reference(d, *_norm(spec.between))
+    a = a if spec.keep is None else a * spec.keep * spec.scale
+    p = depthwise_kernels.in_last(F.conv2d(a, spec.pointwise.to(a.dtype)))
+    y, *second = norm_act_reference(p, *_norm(spec.after))
+    moments = [(mean.clone(), torch.zeros_like(mean), var.clone()) for mean, var in (first, second)]
+    return depthwise_kernels.in_last(y), _Kept(d.new_empty(0) if lean else d, p, moments[0], moments[1])
+
+
+def _gradients(dy: Tensor, x: Tensor, specs: list[_Spec], again: bool) -> tuple[Tensor, list[Grads]]:
     """Through the layers one by one, differentiable where that is asked for (``again``)."""
-    x, depthwise, pointwise, *rest = inputs
-    between, after, geometry, keep, scale, _ = _parts(tuple(rest))
-    sources = (x, depthwise, pointwise, between[0], between[1], after[0], after[1])
+    sources = [x, *(t for s in specs for t in (s.depthwise, s.pointwise, *s.between[:2], *s.after[:2]))]
     with torch.enable_grad():
         wide = [None if t is None else t if again and t.requires_grad else t.detach().requires_grad_() for t in sources]
-        norms = [_norm((*vectors, *norm[2:])) for norm, vectors in ((between, wide[3:5]), (after, wide[5:7]))]
-        top, bottom, left, right = geometry[1]
-        sizes = (tuple(geometry[0]), ((top, bottom), (left, right)), tuple(geometry[2]))
-        known = (t for t in wide[:3] if t is not None)
-        y = _layers(*known, norms[0], norms[1], sizes, keep, scale)[0]  # type: ignore[call-arg]
-        found = torch.autograd.grad(y, [t for t in wide if t is not None], dy, create_graph=again)
-    grads = iter(found)
-    return tuple(None if t is None else next(grads) for t in wide)
+        y = wide[0]
+        assert y is not None
+        for i, spec in enumerate(specs):
+            depthwise, pointwise, *vectors = wide[1 + 6 * i : 7 + 6 * i]
+            assert depthwise is not None
+            assert pointwise is not None
+            between = _norm((*vectors[:2], *spec.between[2:]))
+            after = _norm((*vectors[2:], *spec.after[2:]))
+            top, bottom, left, right = spec.geometry[1]
+            sizes = (tuple(spec.geometry[0]), ((top, bottom), (left, right)), tuple(spec.geometry[2]))
+            y = _layers(y, depthwise, pointwise, between, after, sizes, spec.keep, spec.scale)[0]
+        found = iter(torch.autograd.grad(y, [t for t in wide if t is not None], dy, create_graph=again))
+    grads = [None if t is None else next(found) for t in wide]
+    assert grads[0] is not None
+    return grads[0], [grads[i : i + 6] for i in range(1, len(grads), 6)]
 
 
 # --- operations
+
+
+def _arguments(found: Grads) -> Grads:
+    """Gradients in the order of a block's arguments."""
+    depthwise, pointwise, gamma, beta, outer_gamma, outer_beta = found
+    return [depthwise, pointwise, gamma, beta, *(None,) * 4, outer_gamma, outer_beta, *(None,) * 9]
+
+
+def _chained(x: Tensor, lean: bool, flat: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """y and six vectors per block."""
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *flat)):
+        return _Chain.apply(x, lean, *flat)  # type: ignore[no-any-return, no-untyped-call]
+    y, kept = _run_forward(x, lean, _specs(flat))
+    return y, *(t for k in kept for t in (*k.first, *k.second))
+
+
+def _specs(flat: Sequence[Any]) -> list[_Spec]:
+    return [_Spec.of(flat[i : i + _FLAT]) for i in range(0, len(flat), _FLAT)]
+
+
+class _Chain(torch.autograd.Function):
+    """Blocks without torch's dispatcher on the way, which takes longer than a small layer."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lean: bool, *flat: Any) -> tuple[Tensor, ...]:
+        specs = _specs(flat)
+        y, kept = _run_forward(x, lean, specs)
+        moments = [t for k in kept for t in (*k.first, *k.second)]
+        ctx.mark_non_differentiable(*moments)
+        ctx.set_materialize_grads(False)
+        ctx.tensors = [isinstance(t, Tensor) for t in flat]
+        ctx.rest = [None if isinstance(t, Tensor) else t for t in flat]
+        maps = [t for k in kept for t in (k.d, k.p)]
+        ctx.save_for_backward(x, *maps, *moments, *(t for t in flat if isinstance(t, Tensor)))
+        return y, *moments
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
+        if dy is None:
+            return (None,) * (2 + len(ctx.rest))
+        x, *saved = ctx.saved_tensors
+        count = len(ctx.rest) // _FLAT
+        tensors = iter(saved[8 * count :])
+        specs = _specs([next(tensors) if t else rest for t, rest in zip(ctx.tensors, ctx.rest, strict=True)])
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            dx, found = _gradients(dy, x, specs, again=True)
+        else:
+            maps, vectors = saved[: 2 * count], saved[2 * count : 8 * count]
+            parts = (vectors[6 * i : 6 * i + 6] for i in range(count))
+            kept = [_Kept(maps[2 * i], maps[2 * i + 1], tuple(v[:3]), tuple(v[3:])) for i, v in enumerate(parts)]
+            dx, found = _run_backward(dy, x, specs, kept)
+        grads = [dx, None, *(g for block in found for g in _arguments(block))]
+        return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
+
+
+def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    spec, lean = _Spec.of(rest), rest[_FLAT]
+    if runs_fused(x, spec.depthwise, spec.pointwise):
+        y, (kept,) = _run_forward(x, lean, [spec])
+    else:
+        y, kept = _plain(x, lean, spec)
+    return y, kept.d, kept.p, *kept.first, *kept.second
+
+
+def _backward(dy: Tensor, d: Tensor, p: Tensor, moments: list[Tensor], x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    spec = _Spec.of(rest)
+    if runs_fused(x, spec.depthwise, spec.pointwise):
+        dx, (found,) = _run_backward(dy, x, [spec], [_Kept(d, p, tuple(moments[:3]), tuple(moments[3:]))])
+    else:
+        dx, (found,) = _gradients(dy, x, [spec], again=False)
+    blank = [spec.depthwise, spec.pointwise, *moments[:2], *moments[3:5]]
+    return depthwise_kernels.in_last(dx), *(
+        torch.zeros_like(b) if t is None else t for t, b in zip(found, blank, strict=True)
+    )
+
+
+def _fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    spec = _Spec.of(rest)
+    d = depthwise_kernels.fake_forward(x, spec.depthwise, None, *spec.geometry)
+    p = torch.empty_like(
+        d.new_empty((d.shape[0], spec.pointwise.shape[0], *d.shape[2:])), memory_format=torch.channels_last
+    )
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    vectors = (x.new_empty(n, dtype=wide) for n in (d.shape[1],) * 3 + (p.shape[1],) * 3)
+    return torch.empty_like(p), d.new_empty(0) if rest[_FLAT] else d, p, *vectors
+
+
+def _fake_backward(dy: Tensor, d: Tensor, p: Tensor, moments: Any, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
+    vectors = (torch.empty_like(moments[i]) for i in (0, 0, 3, 3))
+    return dx, torch.empty_like(rest[0]), torch.empty_like(rest[1]), *vectors
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -299,48 +519,19 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*output[1:], *(t for t in inputs if isinstance(t, Tensor)))
 
 
-def _differentiate(backward: Callable[..., tuple[Tensor, ...]], ctx: Any, dy: Tensor | None, *_: Any) -> Any:
+def _differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     if dy is None:
         return (None,) * len(ctx.rest)
-    saved = ctx.saved_tensors
-    d, p, *moments = saved[:8]
-    tensors = iter(saved[8:])
-    inputs = tuple(next(tensors) if there else rest for there, rest in zip(ctx.tensors, ctx.rest, strict=True))
+    d, p, *moments = ctx.saved_tensors[:8]
+    tensors = iter(ctx.saved_tensors[8:])
+    inputs = [next(tensors) if t else rest for t, rest in zip(ctx.tensors, ctx.rest, strict=True)]
     if torch.is_grad_enabled():  # the gradient is to be differentiated again
-        dx, dw, dp, dgamma1, dbeta1, dgamma2, dbeta2 = _gradients(dy, inputs, again=True)
+        dx, (found,) = _gradients(dy, inputs[0], [_Spec.of(inputs[1:])], again=True)
     else:
-        dx, dw, dp, dgamma1, dbeta1, dgamma2, dbeta2 = backward(dy, d, p, moments, *inputs)
-    grads = [dx, dw, dp, dgamma1, dbeta1, *(None,) * 4, dgamma2, dbeta2, *(None,) * 10]
+        dx, *rest = torch.ops.leanconv.separable_block_backward(dy, d, p, moments, *inputs)
+        found = list(rest)
+    grads = [dx, *_arguments(found), None]
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
-
-
-class _Separable(torch.autograd.Function):
-    """The same gradient without torch's dispatcher on the way."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        output = _forward(*inputs)
-        _keep(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _differentiate(_backward, ctx, *grads)
-
-
-def _fake_forward(x: Tensor, depthwise: Tensor, pointwise: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    _, _, geometry, _, _, lean = _parts(rest)
-    d = depthwise_kernels.fake_forward(x, depthwise, None, *geometry)
-    p = torch.empty_like(d.new_empty((d.shape[0], pointwise.shape[0], *d.shape[2:])), memory_format=torch.channels_last)
-    vectors = (x.new_empty(n, dtype=torch.float32) for n in (d.shape[1],) * 3 + (p.shape[1],) * 3)
-    return torch.empty_like(p), d.new_empty(0) if lean else d, p, *vectors
-
-
-def _fake_backward(dy: Tensor, d: Tensor, p: Tensor, moments: Any, x: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    depthwise, pointwise, *_ = inputs
-    dx = torch.empty_like(x, memory_format=torch.channels_last)
-    vectors = (x.new_empty(n, dtype=torch.float32) for n in (depthwise.shape[0],) * 2 + (pointwise.shape[0],) * 2)
-    return dx, torch.empty_like(depthwise), torch.empty_like(pointwise), *vectors
 
 
 def _norm_schema(name: str) -> str:
@@ -363,4 +554,4 @@ register(
     {"CompositeExplicitAutograd": _backward},
     _fake_backward,
 )
-register_autograd("separable_block", _keep, partial(_differentiate, torch.ops.leanconv.separable_block_backward))
+register_autograd("separable_block", _keep, _differentiate)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from leanconv.errors import Error
-from leanconv.techniques.separable.fused import Block
+from leanconv.techniques.separable.fused import Block, ready, run
 from leanconv.techniques.separable.layers import (
     DepthwiseConv1d,
     DepthwiseConv2d,
@@ -135,9 +135,9 @@ class _Separable(nn.Module):
         """(N, Cin, *spatial) -> (N, Cout, *spatial')."""
         plain = self.keeps_order and x.is_contiguous()
         block = Block.of(list(self.children())) if self.dims == 2 else None
-        ready = None if block is None else block.ready(x)
-        if block is not None and ready is not None:
-            x = block.run(x, ready, self.lean)
+        found = None if block is None else ready([block], x)
+        if block is not None and found is not None:
+            x = run([block], x, found, self.lean)
         else:
             for layer in self.children():  # in the order in which they were added
                 x = layer(x)

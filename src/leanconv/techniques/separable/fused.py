@@ -1,7 +1,7 @@
-"""A separable block run as one operation: depthwise, norm, activation, pointwise, norm, activation.
+"""Separable blocks run as one operation: depthwise, norm, activation, pointwise, norm, activation.
 
-:class:`Block` finds the layers of a block in a row of modules and runs them through
-:func:`leanconv.kernels.separable.separable_block`; a norm is whatever :class:`leanconv.kernels.norm.Normalises`.
+:class:`Block` finds the layers of a block in a row of modules; :func:`run` runs such blocks through
+:func:`leanconv.kernels.separable.separable_chain`. A norm is whatever :class:`leanconv.kernels.norm.Normalises`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch.nn.modules import module as torch_module
 
 from leanconv.kernels.norm import Norm, Normalises
 from leanconv.kernels.ops import eager
-from leanconv.kernels.separable import runs_fused, separable_block
+from leanconv.kernels.separable import BlockInputs, runs_fused, separable_chain
 from leanconv.techniques.separable.layers import DepthwiseConv2d, PointwiseConv2d
 
-__all__ = ["Block", "Ready", "is_depthwise", "watched"]
+__all__ = ["Block", "Ready", "is_depthwise", "ready", "run", "watched"]
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -30,7 +30,7 @@ FORWARDS = (nn.Conv2d.forward, DepthwiseConv2d.forward, PointwiseConv2d.forward)
 
 
 class Ready(NamedTuple):
-    """What both norms would do now, and the shapes of their inputs."""
+    """What both norms of a block would do now, and the shapes of their inputs."""
 
     between: Norm
     after: Norm
@@ -73,46 +73,73 @@ class Block:
         )
         return cls(depthwise, between, first, pointwise, after, second, tuple(layers)) if fits else None  # type: ignore[arg-type]
 
-    def ready(self, x: Tensor) -> Ready | None:
-        """What :meth:`run` needs; None where the layers must run one by one: hooks, modes, dtypes, other activations.
 
-        Raises:
-            Error: as the norms.
-        """
-        depthwise, pointwise = self.depthwise, self.pointwise
-        if not eager(x) or any(map(watched, self.layers)) or torch_module._global_forward_hooks:
+def ready(blocks: Sequence[Block], x: Tensor) -> list[Ready] | None:
+    """What :func:`run` needs; None where layers must run one by one: hooks, modes, dtypes, other activations.
+
+    Args:
+        blocks: each takes what the one before gives.
+        x: the first one's input.
+
+    Raises:
+        Error: as the norms.
+    """
+    if not eager(x) or torch_module._global_forward_hooks or x.dim() != 4:
+        return None
+    shape, found = tuple(x.shape), []
+    for block in blocks:
+        one = _ready(block, x, shape)
+        if one is None:
             return None
-        if x.dim() != 4 or x.shape[1] != depthwise.in_channels or not runs_fused(x, depthwise.weight, pointwise.weight):
-            return None
-        height, width = (
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                x.shape[2:], depthwise.padding, depthwise.dilation, depthwise.kernel_size, depthwise.stride, strict=True
-            )
+        found.append(one)
+        shape = one.out_shape
+    return found
+
+
+def _ready(block: Block, x: Tensor, shape: tuple[int, ...]) -> Ready | None:
+    depthwise, pointwise = block.depthwise, block.pointwise
+    if any(map(watched, block.layers)) or not runs_fused(x, depthwise.weight, pointwise.weight, shape):
+        return None
+    height, width = (
+        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+        for size, pad, dilation, kernel, stride in zip(
+            shape[2:], depthwise.padding, depthwise.dilation, depthwise.kernel_size, depthwise.stride, strict=True
         )
-        if height < 1 or width < 1:
-            return None
-        shapes = [(x.shape[0], conv.out_channels, height, width) for conv in (depthwise, pointwise)]
-        between = _with(self.between.prepared(shapes[0]), self.first)
-        after = _with(self.after.prepared(shapes[1]), self.second)
-        return None if between is None or after is None else Ready(between, after, shapes[0], shapes[1])
+    )
+    if height < 1 or width < 1:
+        return None
+    inner, outer = ((shape[0], conv.out_channels, height, width) for conv in (depthwise, pointwise))
+    between = _with(block.between.prepared(inner), block.first)
+    after = _with(block.after.prepared(outer), block.second)
+    return None if between is None or after is None else Ready(between, after, inner, outer)
 
-    def run(self, x: Tensor, ready: Ready, lean: bool = False) -> Tensor:
-        """The block's output; moments are told to both norms.
 
-        Args:
-            x: (N, C, H, W).
-            ready: of this x.
-            lean: as of :func:`leanconv.kernels.separable.separable_block`.
-        """
-        conv = self.depthwise
-        y, first, second = separable_block(
-            x, conv.weight, self.pointwise.weight, ready.between, ready.after, conv.stride, conv.padding, conv.dilation,
-            lean=lean,
-        )  # fmt: skip
-        self.between.observe(ready.shape, *first)
-        self.after.observe(ready.out_shape, *second)
-        return y
+def run(blocks: Sequence[Block], x: Tensor, found: Sequence[Ready], lean: bool = False) -> Tensor:
+    """The last block's output; moments are told to the norms.
+
+    Args:
+        blocks: of :func:`ready`.
+        x: likewise.
+        found: what it gave.
+        lean: as of :func:`leanconv.kernels.separable.separable_chain`.
+    """
+    inputs = [
+        BlockInputs(
+            b.depthwise.weight,
+            b.pointwise.weight,
+            r.between,
+            r.after,
+            b.depthwise.stride,
+            b.depthwise.padding,
+            b.depthwise.dilation,
+        )
+        for b, r in zip(blocks, found, strict=True)
+    ]
+    y, moments = separable_chain(x, inputs, lean)
+    for block, one, (first, second) in zip(blocks, found, moments, strict=True):
+        block.between.observe(one.shape, *first)
+        block.after.observe(one.out_shape, *second)
+    return y
 
 
 def _with(norm: Norm | None, act: str | None) -> Norm | None:
@@ -127,7 +154,7 @@ def is_depthwise(layer: nn.Module) -> bool:
         isinstance(layer, nn.modules.conv._ConvNd)
         and len(layer.kernel_size) == 2
         and not layer.transposed
-        and layer.groups == layer.in_channels
+        and layer.groups == layer.in_channels == layer.out_channels
         and layer.bias is None
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
@@ -149,7 +176,7 @@ def is_pointwise(layer: nn.Module) -> bool:
 
 
 def _own_forward(layer: nn.Module) -> bool:
-    return type(layer).forward in FORWARDS
+    return type(layer).forward in FORWARDS and "forward" not in vars(layer)
 
 
 def watched(layer: nn.Module) -> bool:

@@ -1,6 +1,6 @@
-"""Separable blocks put under any network as one operation each, and every layer kept where it is.
+"""Separable blocks put under any network as one operation, chains of them too, and every layer kept where it is.
 
-The layers keep class, parameters and place; their forwards change: the first asks whether the block runs as one now,
+The layers keep class, parameters and place; their forwards change: the first asks whether the chain runs as one now,
 the others pass the input on, and the last does the work of all.
 """
 
@@ -14,75 +14,85 @@ from torch import Tensor, nn
 
 from leanconv.contract import Context, Edit, Refusal
 from leanconv.graph import Graph, Step
-from leanconv.techniques.separable.blocks import _Separable
-from leanconv.techniques.separable.fused import Block, Ready, is_depthwise, watched
+from leanconv.techniques.separable.fused import Block, Ready, is_depthwise, ready, run, watched
 
 __all__ = ["fuse"]
 
 
 @dataclass
 class Run:
-    """A block whose layers stand apart in a network; ``ready``: it is running as one now."""
+    """Blocks whose layers stand apart in a network; ``ready``: they are running as one now."""
 
-    block: Block
+    blocks: list[Block]
     lean: bool = False
-    ready: Ready | None = None
+    ready: list[Ready] | None = None
 
 
 @dataclass
 class Member:
     """The forward of one layer of a :class:`Run`.
 
-    The first tells whether the block runs as one now; then the others pass the input on, and the last runs it. Else
+    The first tells whether the blocks run as one now; then the others pass the input on, and the last runs them. Else
     each computes what its layer does.
     """
 
     layer: nn.Module
-    place: int
     run: Run
+    first: bool
+    last: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The layer's output; where the block runs as one, x until the last member, there the block's output."""
-        run = self.run
-        if self.place == 0:
-            run.ready = run.block.ready(x)
-        ready = run.ready
-        if ready is None:
+        """The layer's output; where the blocks run as one, x until the last member, there the last block's output."""
+        if self.first:
+            self.run.ready = ready(self.run.blocks, x)
+        found = self.run.ready
+        if found is None:
             return type(self.layer).forward(self.layer, x)  # type: ignore[no-any-return]
-        if self.place < 3:
+        if not self.last:
             return x
-        run.ready = None
-        return run.block.run(x, ready, run.lean)
+        self.run.ready = None
+        return run(self.run.blocks, x, found, self.run.lean)
 
 
 def fuse(ctx: Context, lean: bool = False) -> list[Edit | Refusal]:
     """Every depthwise convolution with the norm, pointwise convolution and norm that alone follow it, as one operation.
 
-    Exact, no entry of the state_dict changes, and every layer keeps its class and place. Activations must stand inside
-    the norms (``convert`` with ``to="fused"`` puts them there), and layers must be called once. A
-    :class:`~leanconv.nn.SeparableConv2d` runs its own layers as one without being asked.
+    Blocks that follow each other become one operation together: what lies between them is never written. Exact, no
+    entry of the state_dict changes, and every layer keeps its class and place. Activations must stand inside the norms
+    (``convert`` with ``to="fused"`` puts them there), and layers must be called once. A
+    :class:`~leanconv.nn.SeparableConv2d` runs its own layers as one without being asked; here it joins its neighbours.
 
     Args:
         ctx: with a graph.
-        lean: keep less for the backward pass and compute the depthwise output again.
+        lean: keep less for the backward pass and compute the depthwise outputs again.
     """
     if ctx.graph is None:
         return [Refusal("", "it needs an example to follow the network with")]
     proposals: list[Edit | Refusal] = []
+    chain: list[tuple[list[Step], Block]] = []
     for step in ctx.graph.steps:
-        if step.module is None or not is_depthwise(step.module) or _runs_itself(ctx.model, step.path):
+        if step.module is None or not is_depthwise(step.module):
             continue
         steps = list(_chain(ctx.graph, step))
         if len(steps) < 4 or (block := _block(steps)) is None:
             continue
         why = _unfit(ctx.graph, steps)
-        proposals.append(Refusal(step.path, why) if why else _edit(ctx.graph, steps, block, lean))
-    return proposals
+        if why:
+            proposals.append(Refusal(step.path, why))
+            continue
+        if chain and not _follows(ctx.graph, chain[-1][0][-1], step):
+            proposals.append(_edit(ctx.graph, chain, lean))
+            chain = []
+        chain.append((steps, block))
+    return proposals + ([_edit(ctx.graph, chain, lean)] if chain else [])
 
 
-def _runs_itself(model: nn.Module, path: str) -> bool:
-    layer = model.get_submodule(path.rpartition(".")[0])
-    return isinstance(layer, _Separable) and Block.of(list(layer.children())) is not None
+def _follows(graph: Graph, last: Step, step: Step) -> bool:
+    """Whether ``step`` alone reads what ``last`` gives, identities left out."""
+    reader = graph.only_consumer(last)
+    while reader is not None and isinstance(reader.module, nn.Identity):
+        reader = graph.only_consumer(reader)
+    return reader is not None and reader.index == step.index
 
 
 def _chain(graph: Graph, step: Step | None) -> Iterator[Step]:
@@ -118,12 +128,14 @@ def _unfit(graph: Graph, steps: list[Step]) -> str:
     return ""
 
 
-def _edit(graph: Graph, steps: list[Step], block: Block, lean: bool) -> Edit:
-    run = Run(block, lean)
+def _edit(graph: Graph, chain: list[tuple[list[Step], Block]], lean: bool) -> Edit:
+    run = Run([block for _, block in chain], lean)
+    places = [place for steps, block in chain for place in zip(steps, block.layers, strict=True)]
     put: dict[str, nn.Module] = {}
-    for place, (step, layer) in enumerate(zip(steps, block.layers, strict=True)):
-        layer.forward = Member(layer, place, run)
+    for i, (step, layer) in enumerate(places):
+        layer.forward = Member(layer, run, i == 0, i == len(places) - 1)
         put |= dict.fromkeys(graph.aliased(step.path), layer)
     names = [f"{path}.{name}" for path, layer in put.items() for name in layer.state_dict()]
-    told = f"{steps[0].path} to {steps[-1].path}: a separable block in one operation"
+    count = "a separable block" if len(chain) == 1 else f"{len(chain)} separable blocks"
+    told = f"{places[0][0].path} to {places[-1][0].path}: {count} in one operation"
     return Edit(put, told, "exact", dict(zip(names, names, strict=True)))

@@ -69,7 +69,7 @@ def test_a_training_follows_that_of_the_network_as_it_was() -> None:
     assert len(told.edits) == 28  # the norms with their activations, and one chain of blocks
     losses = []
     for network in (model, fast):
-        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.001)
         found = []
         for _ in range(5):
             loss = F.cross_entropy(network(x), labels)

@@ -16,6 +16,7 @@ enum {
   kPanel = 2 * kFloats,
   kStride = kBlock + 16,
   kSteps = kBlock / 2,     // of a sum at a time: rows and panel of so many lie in the first-level cache
+  kTurn = 100,             // rows of both sides of the weights' gradient that lie in the first-level cache
   kPanels = 4,             // that run over the same rows before the next rows
   kCached = 400 << 10,     // bytes of a chunk
   kChunkRows = 256,        // at most
@@ -351,15 +352,18 @@ LC_INLINE void drop_gradient(const lc_pointwise& p, float* tile, int64_t row, in
 static void add_weights(const lc_pointwise& p, const float* inputs, int64_t chunk, int64_t begin, int64_t end,
                         float* partial, bool add) {
   const int64_t in = p.in_channels, out = p.out_channels, held = p.plan.held, across = panels_of(in);
-  const int64_t rows = p.rows - chunk * held < held ? p.rows - chunk * held : held;
+  const int64_t rows = p.rows - chunk * held < held ? p.rows - chunk * held : held, turns = ceil_div(rows, kTurn);
   const float* ahead = inputs + ceil_div(in, kBlock) * held * kStride;
-  for (int64_t n = begin * kTall; n < end * kTall && n < out; n += kTall) {
-    const int height = out - n < kTall ? (int)(out - n) : (int)kTall;
-    const float* a = ahead + n / kBlock * held * kStride + n % kBlock;
-    for (int64_t j = 0; j < across; ++j) {
-      const int64_t k = j * kPanel;
-      product<1, kStride, kStride>(height, a, inputs + k / kBlock * held * kStride + k % kBlock, rows,
-                                   partial + (n / kTall * across + j) * kTall * kPanel, add);
+  for (int64_t turn = 0; turn < turns; ++turn) {
+    const int64_t from = rows * turn / turns, count = rows * (turn + 1) / turns - from;
+    for (int64_t n = begin * kTall; n < end * kTall && n < out; n += kTall) {
+      const int height = out - n < kTall ? (int)(out - n) : (int)kTall;
+      const float* a = ahead + (n / kBlock * held + from) * kStride + n % kBlock;
+      for (int64_t j = 0; j < across; ++j) {
+        const int64_t k = j * kPanel;
+        product<1, kStride, kStride>(height, a, inputs + (k / kBlock * held + from) * kStride + k % kBlock, count,
+                                     partial + (n / kTall * across + j) * kTall * kPanel, add || turn > 0);
+      }
     }
   }
 }

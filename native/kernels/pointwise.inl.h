@@ -15,6 +15,8 @@ enum { kTall = 6, kBlock = 192 };
 enum {
   kPanel = 2 * kFloats,
   kStride = kBlock + 16,
+  kLine = 64,              // bytes
+  kFar = 24 << 20,         // bytes of x and y that no cache holds
   kSteps = kBlock / 2,     // of a sum at a time: rows and panel of so many lie in the first-level cache
   kTurn = 100,             // rows of both sides of the weights' gradient that lie in the first-level cache
   kPanels = 4,             // that run over the same rows before the next rows
@@ -25,16 +27,43 @@ enum {
   kGroups = 32,            // and how many of them there are at most
 };
 
+// What the next chunk of rows will read: fetched line by line while this one is multiplied, when memory has nothing to do.
+struct Ahead {
+  const char *at[3], *end[3];
+  int64_t now;
+
+  LC_INLINE_MEMBER Ahead() : at{}, end{}, now(0) {}
+  LC_INLINE_MEMBER void add(const void* from, int64_t bytes) {
+    at[now] = (const char*)from, end[now] = at[now] + bytes;
+    ++now;
+  }
+  // So many lines from here on; where none are left, some that are near.
+  LC_INLINE_MEMBER const char* take(int64_t lines, const void* near) {
+    while (now > 0 && at[now - 1] >= end[now - 1]) --now;
+    if (now == 0) return (const char*)near;
+    const char* from = at[now - 1];
+    at[now - 1] += lines * kLine;
+    return from;
+  }
+};
+
+// Whether the maps lie in memory: what a cache holds comes soon enough.
+template <typename T>
+LC_INLINE bool far_away(const lc_pointwise& p) {
+  return p.rows * (p.in_channels + p.out_channels) * (int64_t)sizeof(T) >= kFar;
+}
+
 // tile[i][j] (+)= sum over steps of a[i ARow + s AStep] b[s BStep + j], R rows. It is added at the end: short sums round less.
 template <int R, int ARow, int AStep, int BStep>
-static void product_of(const float* a, const float* b, int64_t steps, float* tile, bool add) {
+static void product_of(const float* a, const float* b, int64_t steps, float* tile, bool add, const char* ahead) {
   vf sum[R][2];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
     sum[i][0] = vf{};
     sum[i][1] = vf{};
   }
-  for (; steps > 0; --steps, a += AStep, b += BStep) {
+  for (; steps > 0; --steps, a += AStep, b += BStep, ahead += kLine) {
+    __builtin_prefetch(ahead, 0, 2);
     const vf b0 = load(b), b1 = load(b + kFloats);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
@@ -52,23 +81,24 @@ static void product_of(const float* a, const float* b, int64_t steps, float* til
 }
 
 template <int ARow, int AStep, int BStep>
-LC_INLINE void product(int rows, const float* a, const float* b, int64_t steps, float* tile, bool add) {
+LC_INLINE void product(int rows, const float* a, const float* b, int64_t steps, float* tile, bool add, Ahead& next) {
+  const char* ahead = next.take(steps, tile);
   switch (rows) {
-    case 1: return product_of<1, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 2: return product_of<2, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 3: return product_of<3, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 4: return product_of<4, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 5: return product_of<5, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 6: return product_of<6, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 1: return product_of<1, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 2: return product_of<2, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 3: return product_of<3, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 4: return product_of<4, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 5: return product_of<5, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 6: return product_of<6, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
 #if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_PLAIN))
-    case 7: return product_of<7, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 8: return product_of<8, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 9: return product_of<9, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 10: return product_of<10, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 11: return product_of<11, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 12: return product_of<12, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 13: return product_of<13, ARow, AStep, BStep>(a, b, steps, tile, add);
-    case 14: return product_of<14, ARow, AStep, BStep>(a, b, steps, tile, add);
+    case 7: return product_of<7, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 8: return product_of<8, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 9: return product_of<9, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 10: return product_of<10, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 11: return product_of<11, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 12: return product_of<12, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 13: return product_of<13, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
+    case 14: return product_of<14, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
 #endif
     default: return;
   }
@@ -76,12 +106,12 @@ LC_INLINE void product(int rows, const float* a, const float* b, int64_t steps, 
 
 // Rows of a (or of the gradient of y) times packed weights, over all channels of the sum: a tile for each of the panels.
 LC_INLINE void tiles_of(const float* rows, int64_t held, int64_t from, int count, int64_t channels, const float* packed,
-                        int64_t panels, float* tiles) {
+                        int64_t panels, float* tiles, Ahead& next) {
   for (int64_t c = 0; c < channels; c += kSteps) {
     const int64_t steps = channels - c < kSteps ? channels - c : (int64_t)kSteps;
     const float* a = rows + (c / kBlock * held + from) * kStride + c % kBlock;
     for (int64_t q = 0; q < panels; ++q)
-      product<kStride, 1, kPanel>(count, a, packed + (q * channels + c) * kPanel, steps, tiles + q * kTall * kPanel, c > 0);
+      product<kStride, 1, kPanel>(count, a, packed + (q * channels + c) * kPanel, steps, tiles + q * kTall * kPanel, c > 0, next);
   }
 }
 
@@ -292,10 +322,13 @@ static void forward_of(const lc_pointwise& p, int64_t begin, int64_t end) {
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * held, rows = p.rows - first < held ? p.rows - first : held;
     load_inputs<T, act>(p, first, rows, inputs);
+    Ahead next;
+    const int64_t after = least(first + held, p.rows), count = least(held, p.rows - after);
+    if (chunk + 1 < end && far_away<T>(p)) next.add((const T*)p.x + after * in, count * in * (int64_t)sizeof(T));
     for (int64_t n = 0; n < out; n += kPanels * kPanel) {
       const int64_t panels = least(kPanels, panels_of(out - n));
       each_height(rows, [&](int64_t from, int count) {
-        tiles_of(inputs, held, from, count, in, p.plan.packed + n * in, panels, tiles);
+        tiles_of(inputs, held, from, count, in, p.plan.packed + n * in, panels, tiles, next);
         for (int64_t q = 0; q < panels; ++q) {
           const int64_t column = n + q * kPanel, strip = least(kPanel, out - column);
           float* tile = tiles + q * kTall * kPanel;
@@ -350,7 +383,7 @@ LC_INLINE void drop_gradient(const lc_pointwise& p, float* tile, int64_t row, in
 
 // What a chunk brings to the weights' gradient, tiles [begin, end) of output channels.
 static void add_weights(const lc_pointwise& p, const float* inputs, int64_t chunk, int64_t begin, int64_t end,
-                        float* partial, bool add) {
+                        float* partial, bool add, Ahead& next) {
   const int64_t in = p.in_channels, out = p.out_channels, held = p.plan.held, across = panels_of(in);
   const int64_t rows = p.rows - chunk * held < held ? p.rows - chunk * held : held, turns = ceil_div(rows, kTurn);
   const float* ahead = inputs + ceil_div(in, kBlock) * held * kStride;
@@ -362,7 +395,7 @@ static void add_weights(const lc_pointwise& p, const float* inputs, int64_t chun
       for (int64_t j = 0; j < across; ++j) {
         const int64_t k = j * kPanel;
         product<1, kStride, kStride>(height, a, inputs + (k / kBlock * held + from) * kStride + k % kBlock, count,
-                                     partial + (n / kTall * across + j) * kTall * kPanel, add || turn > 0);
+                                     partial + (n / kTall * across + j) * kTall * kPanel, add || turn > 0, next);
       }
     }
   }
@@ -370,7 +403,7 @@ static void add_weights(const lc_pointwise& p, const float* inputs, int64_t chun
 
 // Loads a chunk and computes its gradient of x; act is that of the norm before.
 template <typename T, int act>
-static void chunk_backward(const lc_pointwise& p, int64_t chunk, float* inputs,
+static void chunk_backward(const lc_pointwise& p, int64_t chunk, float* inputs, Ahead& next,
                            void (*gradients)(const lc_pointwise&, int64_t, int64_t, float*)) {
   const int64_t in = p.in_channels, held = p.plan.held;
   float *ahead = inputs + ceil_div(in, kBlock) * held * kStride, *tiles = inputs + p.plan.slot_size / 4 - kPanels * kTall * kPanel;
@@ -380,7 +413,7 @@ static void chunk_backward(const lc_pointwise& p, int64_t chunk, float* inputs,
   for (int64_t k = 0; k < in; k += kPanels * kPanel) {
     const int64_t panels = least(kPanels, panels_of(in - k));
     each_height(rows, [&](int64_t from, int count) {
-      tiles_of(ahead, held, from, count, p.out_channels, p.plan.packed + k * p.out_channels, panels, tiles);
+      tiles_of(ahead, held, from, count, p.out_channels, p.plan.packed + k * p.out_channels, panels, tiles, next);
       for (int64_t q = 0; q < panels; ++q) {
         const int64_t column = k + q * kPanel, strip = least(kPanel, in - column);
         float* tile = tiles + q * kTall * kPanel;
@@ -391,22 +424,38 @@ static void chunk_backward(const lc_pointwise& p, int64_t chunk, float* inputs,
   }
 }
 
+// What the chunk after this one reads, if it comes before `end`.
+template <typename T>
+LC_INLINE Ahead following(const lc_pointwise& p, int64_t chunk, int64_t end) {
+  Ahead next;
+  const int64_t first = (chunk + 1) * p.plan.held, count = least(p.plan.held, p.rows - first);
+  if (chunk + 1 >= end || count <= 0 || !far_away<T>(p)) return next;
+  const int64_t size = (int64_t)sizeof(T), in = p.in_channels, out = p.out_channels;
+  next.add((const T*)p.x + first * in, count * in * size);
+  if (p.measured) next.add((const T*)p.y + first * out, count * out * size);
+  next.add((const T*)p.dy + first * out, count * out * size);
+  return next;
+}
+
 // Groups [begin, end) of chunks; or chunks, where they are kept.
 template <typename T, int act>
 static void backward_of(const lc_pointwise& p, int64_t begin, int64_t end,
                         void (*gradients)(const lc_pointwise&, int64_t, int64_t, float*)) {
   if (p.plan.kept) {
-    for (int64_t chunk = begin; chunk < end; ++chunk)
-      chunk_backward<T, act>(p, chunk, p.plan.slots + chunk * (p.plan.slot_size / 4), gradients);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      Ahead next = following<T>(p, chunk, end);
+      chunk_backward<T, act>(p, chunk, p.plan.slots + chunk * (p.plan.slot_size / 4), next, gradients);
+    }
     return;
   }
   const Slot slot(p);
   for (int64_t group = begin; group < end; ++group) {
     const int64_t from = group * p.plan.per_group;
     for (int64_t chunk = from; chunk < p.plan.chunks && chunk < from + p.plan.per_group; ++chunk) {
-      chunk_backward<T, act>(p, chunk, slot.at, gradients);
+      Ahead next = following<T>(p, chunk, end * p.plan.per_group);
+      chunk_backward<T, act>(p, chunk, slot.at, next, gradients);
       add_weights(p, slot.at, chunk, 0, ceil_div(p.out_channels, kTall), p.plan.partials + group * partial_size(p),
-                  chunk > from);
+                  chunk > from, next);
     }
   }
 }
@@ -414,9 +463,10 @@ static void backward_of(const lc_pointwise& p, int64_t begin, int64_t end,
 // Tiles [begin, end) of output channels of the weights' gradient: all chunks where they are kept, else the groups' sums.
 static void pointwise_sum(const lc_pointwise& p, int64_t begin, int64_t end) {
   const int64_t in = p.in_channels, across = panels_of(in), size = kTall * kPanel;
+  Ahead nothing;
   if (p.plan.kept)
     for (int64_t chunk = 0; chunk < p.plan.chunks; ++chunk)
-      add_weights(p, p.plan.slots + chunk * (p.plan.slot_size / 4), chunk, begin, end, p.plan.partials, chunk > 0);
+      add_weights(p, p.plan.slots + chunk * (p.plan.slot_size / 4), chunk, begin, end, p.plan.partials, chunk > 0, nothing);
   for (int64_t n = begin * kTall; n < end * kTall && n < p.out_channels; ++n)
     columns<1>(in, [&](int64_t c, int64_t part) {
       const float* from = p.plan.partials + (n / kTall * across + c / kPanel) * size + n % kTall * kPanel + c % kPanel;

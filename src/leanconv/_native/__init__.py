@@ -20,14 +20,32 @@ from typing import NoReturn
 
 from leanconv.errors import Error
 
-__all__ = ["ABI", "ISAS", "Depthwise", "Library", "Mask", "Norm", "available", "explain", "forced", "isa", "load"]
+__all__ = [
+    "ABI",
+    "DROPOUT_CHANNELS",
+    "DROPOUT_ROW",
+    "ISAS",
+    "Depthwise",
+    "Dropout",
+    "Library",
+    "Mask",
+    "Norm",
+    "available",
+    "explain",
+    "forced",
+    "isa",
+    "load",
+]
 
-ABI = 2
+ABI = 3
+DROPOUT_ROW = 4096  # LC_DROPOUT_ROW
+DROPOUT_CHANNELS = 4096  # the most channels that lc_dropout counts last
 ISAS = ("scalar", "avx2", "avx512", "neon")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
 _CALLS = (
     "lc_keep_mask",
     "lc_keep_exact",
+    "lc_dropout_apply",
     "lc_depthwise_scratch",
     "lc_depthwise_forward",
     "lc_depthwise_backward_input",
@@ -61,6 +79,30 @@ class Mask(ctypes.Structure):
         ("elements", ctypes.c_int64),
         ("limit", ctypes.c_int64),
         ("out", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class Dropout(ctypes.Structure):
+    """``lc_dropout`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("exact", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("key", ctypes.c_uint64),
+        ("sample", ctypes.c_uint64),
+        ("samples", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("limit", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("cuts", ctypes.c_void_p),
         ("parallel_for", ctypes.c_void_p),
     )
 
@@ -116,6 +158,7 @@ class Depthwise(ctypes.Structure):
 
 
 _SIZE = ctypes.sizeof(Mask)
+_DROPOUT_SIZE = ctypes.sizeof(Dropout)
 _NORM_SIZE = ctypes.sizeof(Norm)
 _DEPTHWISE_SIZE = ctypes.sizeof(Depthwise)
 _SIZES = 16  # fields of Depthwise between isa and x
@@ -178,6 +221,52 @@ class Library:
     ) -> None:
         """Fill ``out``: 0 for the ``limit`` smallest 32-bit words of each row, else 1; see :meth:`keep_mask`."""
         self._mask(self._handle.lc_keep_exact, isa, (key, sample, rows, elements, limit, out, parallel_for))
+
+    def dropout(
+        self,
+        sizes: tuple[int, int, int],
+        mask: tuple[int, int, int],
+        scale: float,
+        addresses: tuple[int, int, int | None],
+        *,
+        dtype: int = 0,
+        exact: bool = False,
+        batch: bool = False,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """y = x * (keep ? scale : 0) with the mask of :meth:`keep_mask` or :meth:`keep_exact`, made on the way.
+
+        Args:
+            sizes: samples, elements of a sample, channels. Above 1 channel, at most :data:`DROPOUT_CHANNELS`, memory
+                holds a sample as (channels, positions) and its elements are counted channels last.
+            mask: key (64 bits), index of the first sample, limit.
+            scale: of what is kept.
+            addresses: of x and y, (samples, elements), and of (rows of the mask, 2) int64 scratch, which exact counts
+                of more than :data:`DROPOUT_ROW` elements need.
+            dtype: 0 float32, 1 bfloat16.
+            exact: exact counts.
+            batch: one row of the mask for all samples, sample index 0.
+            parallel_for: as of :meth:`keep_mask`.
+            isa: as of :meth:`keep_mask`.
+
+        Raises:
+            Error: the library refused.
+        """
+        samples, elements, channels = sizes
+        key, sample, limit = mask
+        number = self._numbers.get(isa or self.isa, -1)
+        given = Dropout(
+            _DROPOUT_SIZE, number, dtype, exact, batch, 0, key, sample, samples, elements, channels, limit, scale,
+            *addresses, parallel_for,
+        )  # fmt: skip
+        failure = self._handle.lc_dropout_apply(ctypes.byref(given))
+        if failure:
+            why = _FAILURES.get(failure, f"failure {failure}")
+            raise Error(
+                f"native dropout: {why}, got isa={isa or self.isa}, (samples, elements, channels) = {sizes}, "
+                f"limit={limit}, dtype={dtype}"
+            )
 
     def norm_scratch(self, rows: int, channels: int) -> int:
         """Bytes of scratch, aligned to 64, that a batch normalisation of (rows, channels) needs.

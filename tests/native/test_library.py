@@ -125,7 +125,12 @@ def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "struct"),
-    [("lc_mask", _native.Mask), ("lc_dropout", _native.Dropout), ("lc_depthwise", _native.Depthwise)],
+    [
+        ("lc_mask", _native.Mask),
+        ("lc_dropout", _native.Dropout),
+        ("lc_spread", _native.Spread),
+        ("lc_depthwise", _native.Depthwise),
+    ],
 )
 def test_structs_agree_with_the_header(name, struct):
     header = (ROOT / "native" / "leanconv.h").read_text()

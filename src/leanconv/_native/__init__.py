@@ -30,6 +30,7 @@ __all__ = [
     "Library",
     "Mask",
     "Norm",
+    "Spread",
     "available",
     "explain",
     "forced",
@@ -46,6 +47,7 @@ _CALLS = (
     "lc_keep_mask",
     "lc_keep_exact",
     "lc_dropout_apply",
+    "lc_spread_out",
     "lc_depthwise_scratch",
     "lc_depthwise_forward",
     "lc_depthwise_backward_input",
@@ -107,6 +109,24 @@ class Dropout(ctypes.Structure):
     )
 
 
+class Spread(ctypes.Structure):
+    """``lc_spread`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("by_rows", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("kept", ctypes.c_int64),
+        ("keep", ctypes.c_void_p),
+        ("full", ctypes.c_void_p),
+        ("part", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
 class Norm(ctypes.Structure):
     """``lc_norm`` of native/leanconv.h."""
 
@@ -159,6 +179,7 @@ class Depthwise(ctypes.Structure):
 
 _SIZE = ctypes.sizeof(Mask)
 _DROPOUT_SIZE = ctypes.sizeof(Dropout)
+_SPREAD_SIZE = ctypes.sizeof(Spread)
 _NORM_SIZE = ctypes.sizeof(Norm)
 _DEPTHWISE_SIZE = ctypes.sizeof(Depthwise)
 _SIZES = 16  # fields of Depthwise between isa and x
@@ -267,6 +288,34 @@ class Library:
                 f"native dropout: {why}, got isa={isa or self.isa}, (samples, elements, channels) = {sizes}, "
                 f"limit={limit}, dtype={dtype}"
             )
+
+    def spread(
+        self,
+        by_rows: bool,
+        sizes: tuple[int, int, int],
+        addresses: tuple[int, int, int],
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Rows or columns of a float32 matrix, spread out between zeros.
+
+        Args:
+            by_rows: rows; else columns.
+            sizes: rows and columns of the full matrix, and how many of them there are before.
+            addresses: of the flags (a byte a row or column, 1 where one goes, else 0), the full matrix and what is
+                spread.
+            parallel_for: as of :meth:`keep_mask`.
+            isa: as of :meth:`keep_mask`.
+
+        Raises:
+            Error: the library refused.
+        """
+        number = self._numbers.get(isa or self.isa, -1)
+        given = Spread(_SPREAD_SIZE, number, by_rows, 0, *sizes, *addresses, parallel_for)
+        failure = self._handle.lc_spread_out(ctypes.byref(given))
+        if failure:
+            why = _FAILURES.get(failure, f"failure {failure}")
+            raise Error(f"native spread: {why}, got isa={isa or self.isa}, (rows, columns, kept) = {sizes}")
 
     def norm_scratch(self, rows: int, channels: int) -> int:
         """Bytes of scratch, aligned to 64, that a batch normalisation of (rows, channels) needs.

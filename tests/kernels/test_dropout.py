@@ -63,7 +63,9 @@ def check(x: Tensor, limit: int, exact: bool, batch: bool, key: Tensor = KEY) ->
     y = dropout(x, *arguments)
     assert torch.equal(bits(y.detach()), bits(want.detach()))
     assert y.dtype == x.dtype
-    assert y.stride() == torch.empty_like(x).stride()
+    counted = [d for d in range(x.dim()) if x.shape[d] > 1]  # what a stride of one entry is means nothing
+    like = torch.empty_like(x)
+    assert [y.stride(d) for d in counted] == [like.stride(d) for d in counted]
     (dx,) = torch.autograd.grad(y, x, x.detach())
     assert torch.equal(bits(dx), bits(want.detach()))
 

@@ -56,6 +56,43 @@ struct lc_norm {
   } plan;
 };
 
+// y = x * (keep ? scale : 0), the mask of lc_mask made on the way; x and y are (samples, elements), contiguous.
+struct lc_dropout {
+  uint32_t size;  // sizeof(lc_dropout)
+  int32_t isa;
+  int32_t dtype;  // of x and y
+  int32_t exact;  // the mask is that of lc_keep_exact
+  int32_t batch;  // one row for all samples, sample index 0
+  int32_t reserved;
+  uint64_t key;
+  uint64_t sample;  // index of the first sample
+  int64_t samples;
+  int64_t elements;
+  int64_t channels;  // above 1: a sample is (channels, positions), its elements are counted channels last; at most 4096
+  int64_t limit;     // as of lc_mask
+  double scale;
+  void* x;
+  void* y;
+  int64_t* cuts;  // (rows of the mask, 2), scratch for exact counts of more than LC_DROPOUT_ROW elements; else null
+  lc_parallel_for parallel_for;
+};
+enum { LC_DROPOUT_ROW = 4096 };
+
+// Rows or columns, side by side in `part`, go where `keep` is 1 in `full`, (rows, columns); the rest of it becomes 0.
+struct lc_spread {
+  uint32_t size;  // sizeof(lc_spread)
+  int32_t isa;
+  int32_t by_rows;  // else columns
+  int32_t reserved;
+  int64_t rows;
+  int64_t columns;
+  int64_t kept;   // how many ones `keep` holds
+  uint8_t* keep;  // (rows or columns), 0 or 1
+  float* full;
+  float* part;
+  lc_parallel_for parallel_for;
+};
+
 // A depthwise convolution, images in NHWC: output channel c * multiplier + k comes from input channel c. Zeros stand
 // around the input: pad_* of them before it, as many as the output needs behind it. Everything is contiguous.
 struct lc_depthwise {
@@ -141,6 +178,8 @@ LC_API const char* lc_isas(void);                  // names, from the plainest t
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
 LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-bit number >= limit; at least one per row
 LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1
+LC_API int32_t lc_dropout_apply(const lc_dropout* dropout);
+LC_API int32_t lc_spread_out(const lc_spread* spread);
 LC_API int64_t lc_norm_scratch(int64_t rows, int64_t channels);  // bytes; -1 for sizes out of range
 LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y (null: not wanted), and mean, rest and var unless given
 LC_API int32_t lc_norm_backward(lc_norm* norm);                   // dx, dgamma and dbeta from x, dy and what forward gave

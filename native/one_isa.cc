@@ -9,6 +9,8 @@
 namespace {
 #include "kernels/norm.inl.h"
 #include "kernels/philox.inl.h"
+#include "kernels/dropout.inl.h"
+#include "kernels/spread.inl.h"
 #include "kernels/depthwise.inl.h"
 #include "kernels/depthwise_rows.inl.h"
 #include "kernels/depthwise_weight.inl.h"
@@ -20,7 +22,7 @@ namespace {
 #define LC_JOIN(a, b) LC_JOIN_(a, b)
 __attribute__((visibility("hidden"))) extern const lc_table LC_JOIN(lc_table_, LC_ISA);
 const lc_table LC_JOIN(lc_table_, LC_ISA) = {
-    mask_blocks, mask_revive, exact_rows,
+    mask_blocks, mask_revive, exact_rows, dropout_tasks, dropout_cuts, dropout_tiles, spread_rows,
     norm_stats, norm_merge, norm_settle, norm_factors, norm_apply, norm_sums, norm_add, norm_slopes,
     norm_regain, norm_gradient,
     depthwise_scratch, depthwise_blocks, depthwise_tasks, depthwise_pack, depthwise_pack_flipped, depthwise_rows,

@@ -41,12 +41,15 @@ class FlushToZero {
   FlushToZero& operator=(const FlushToZero&) = delete;
 };
 
-template <typename Args>
+enum Denormals { kFlushed, kDenormals };  // kDenormals: as the thread has them
+
+template <typename Args, Denormals denormals>
 struct Job {
   const Args* args;
   void (*work)(const Args&, int64_t, int64_t);
 
   void run(int64_t begin, int64_t end) const {
+    if (denormals == kDenormals) return work(*args, begin, end);
     FlushToZero flush;
     work(*args, begin, end);
   }
@@ -54,14 +57,15 @@ struct Job {
 };
 
 // Work on [0, count) in parts of at least `grain`; the parts depend on the pool, so what is computed must not.
-template <typename Args>
+template <Denormals denormals = kFlushed, typename Args>
 int32_t split(const Args* args, void (*work)(const Args&, int64_t, int64_t), int64_t count, int64_t grain) {
-  Job<Args> job = {args, work};
+  typedef Job<Args, denormals> Part;
+  Part job = {args, work};
   if (args->parallel_for == nullptr || count <= grain) {
     job.run(0, count);
     return LC_OK;
   }
-  return args->parallel_for(0, count, grain, Job<Args>::call, &job) == 0 ? LC_OK : LC_PARALLEL_FAILED;
+  return args->parallel_for(0, count, grain, Part::call, &job) == 0 ? LC_OK : LC_PARALLEL_FAILED;
 }
 
 template <typename Args>

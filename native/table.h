@@ -6,6 +6,10 @@ struct lc_table {
   void (*mask_blocks)(const lc_mask& mask, int64_t begin, int64_t end);  // blocks of 8 elements over all rows
   void (*mask_revive)(const lc_mask& mask, int64_t begin, int64_t end);  // rows
   void (*exact_rows)(const lc_mask& mask, int64_t begin, int64_t end);   // rows
+  int64_t (*dropout_tasks)(const lc_dropout& dropout);                            // tiles, times turns
+  void (*dropout_cuts)(const lc_dropout& dropout, int64_t begin, int64_t end);   // rows of the mask
+  void (*dropout_tiles)(const lc_dropout& dropout, int64_t begin, int64_t end);  // tasks
+  void (*spread_rows)(const lc_spread& spread, int64_t begin, int64_t end);      // rows of the full matrix
   void (*norm_stats)(const lc_norm& norm, int64_t begin, int64_t end);     // chunks of rows
   void (*norm_merge)(const lc_norm& norm, int64_t begin, int64_t end);     // columns
   void (*norm_settle)(const lc_norm& norm, int64_t begin, int64_t end);    // channels

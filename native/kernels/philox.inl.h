@@ -21,8 +21,8 @@ LC_INLINE void rounds(Words& w, uint64_t key) {
 #pragma GCC unroll 8
     for (int u = 0; u < LC_UNROLL; ++u) {
       const v64 p0 = multiply_low(w.c0[u], m0), p1 = multiply_low(w.c2[u], m1);
-      w.c0[u] = (p1 >> 32) ^ w.c1[u] ^ s0;
-      w.c2[u] = (p0 >> 32) ^ w.c3[u] ^ s1;
+      w.c0[u] = xor3(p1 >> 32, w.c1[u], s0);
+      w.c2[u] = xor3(p0 >> 32, w.c3[u], s1);
       w.c1[u] = p1;
       w.c3[u] = p0;
     }
@@ -123,19 +123,23 @@ static uint32_t word16(uint64_t key, uint64_t block, uint64_t sample, int which)
   return (c[which / 2] >> (16 * (which % 2))) & 0xFFFFu;
 }
 
-// Where a row has stopped altogether, keep its element with the largest number (the first of equals).
+// The element of a row with the largest number (the first of equals).
+static int64_t largest(const lc_mask& m, int64_t row) {
+  int64_t best = -1, at = 0;
+  for (int64_t e = 0; e < m.elements; ++e) {
+    const int64_t x = word16(m.key, (uint64_t)e / kPerLane16, m.sample + (uint64_t)row, (int)(e % kPerLane16));
+    if (x > best) best = x, at = e;
+  }
+  return at;
+}
+
+// Where a row has stopped altogether, that element is kept.
 static void mask_revive(const lc_mask& m, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     uint8_t* out = m.out + row * m.elements;
     int64_t e = 0;
     while (e < m.elements && !out[e]) ++e;
-    if (e < m.elements) continue;
-    int64_t best = -1, at = 0;
-    for (e = 0; e < m.elements; ++e) {
-      const int64_t x = word16(m.key, (uint64_t)e / kPerLane16, m.sample + (uint64_t)row, (int)(e % kPerLane16));
-      if (x > best) best = x, at = e;
-    }
-    out[at] = 1;
+    if (e == m.elements) out[largest(m, row)] = 1;
   }
 }
 
@@ -172,28 +176,35 @@ LC_INLINE void each_word(const lc_mask& m, uint64_t sample, uint32_t* words, boo
   }
 }
 
-// Rows [begin, end): a radix selection finds the last word that stops, 11 + 11 + 10 bits, from the top.
+// The last word that stops, by a radix selection, 11 + 11 + 10 bits, from the top. `left`: how many stop; afterwards, how
+// many of those with that word. Short rows leave their words behind.
+static uint32_t last_word(const lc_mask& m, uint64_t sample, uint32_t* words, int64_t* left) {
+  uint32_t histogram[1 << 11], last = 0;  // the known top bits
+  for (int shift = 21, known = 32; *left > 0 && known > 0; known = shift, shift = shift == 21 ? 10 : 0) {
+    __builtin_memset(histogram, 0, sizeof histogram);
+    const uint32_t top = last;
+    each_word(m, sample, words, known == 32, [&](int64_t, uint32_t w) {
+      if (known == 32 || (w >> known) == (top >> known)) ++histogram[(w >> shift) & ((1u << (known - shift)) - 1)];
+    });
+    uint32_t bucket = 0;
+    while (*left > (int64_t)histogram[bucket]) *left -= histogram[bucket++];
+    last |= bucket << shift;
+  }
+  return last;
+}
+
+// Rows [begin, end).
 static void exact_rows(const lc_mask& m, int64_t begin, int64_t end) {
-  uint32_t words[kHeld], histogram[1 << 11];
+  uint32_t words[kHeld];
   for (int64_t row = begin; row < end; ++row) {
     const uint64_t sample = m.sample + (uint64_t)row;
     uint8_t* out = m.out + row * m.elements;
-    uint32_t last = 0;        // the known top bits of the last word that stops
-    int64_t left = m.limit;  // how many stop among the words that share them
-    for (int shift = 21, known = 32; left > 0 && known > 0; known = shift, shift = shift == 21 ? 10 : 0) {
-      __builtin_memset(histogram, 0, sizeof histogram);
-      const uint32_t top = last;
-      each_word(m, sample, words, known == 32, [&](int64_t, uint32_t w) {
-        if (known == 32 || (w >> known) == (top >> known)) ++histogram[(w >> shift) & ((1u << (known - shift)) - 1)];
-      });
-      uint32_t bucket = 0;
-      while (left > (int64_t)histogram[bucket]) left -= histogram[bucket++];
-      last |= bucket << shift;
-    }
     if (m.limit == 0) {
       __builtin_memset(out, 1, (size_t)m.elements);
       continue;
     }
+    int64_t left = m.limit;  // among the words equal to the last, after it is known
+    const uint32_t last = last_word(m, sample, words, &left);
     each_word(m, sample, words, false, [&](int64_t e, uint32_t w) {
       const bool stops = w < last || (w == last && left > 0);
       left -= w == last && stops;

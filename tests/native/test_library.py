@@ -105,7 +105,7 @@ def test_another_abi_is_told_not_raised(library, monkeypatch):
     monkeypatch.setattr(_native, "ABI", 999)
     told = _native._check(library.path)
     assert isinstance(told, str)
-    assert "has ABI 2, this leanconv needs 999" in told
+    assert "has ABI 3, this leanconv needs 999" in told
 
 
 def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
@@ -123,7 +123,15 @@ def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
     assert list(out) == [0] * 8
 
 
-@pytest.mark.parametrize(("name", "struct"), [("lc_mask", _native.Mask), ("lc_depthwise", _native.Depthwise)])
+@pytest.mark.parametrize(
+    ("name", "struct"),
+    [
+        ("lc_mask", _native.Mask),
+        ("lc_dropout", _native.Dropout),
+        ("lc_spread", _native.Spread),
+        ("lc_depthwise", _native.Depthwise),
+    ],
+)
 def test_structs_agree_with_the_header(name, struct):
     header = (ROOT / "native" / "leanconv.h").read_text()
     start = header.index(f"struct {name} {{")

@@ -21,16 +21,35 @@ from typing import Any, NoReturn
 from leanconv.errors import Error
 
 __all__ = [
-    "ABI", "ISAS", "Channelwise", "Depthwise", "Library", "Mask", "Norm", "Pointwise", "available", "explain", "forced",
-    "isa", "load",
-]  # fmt: skip
+    "ABI",
+    "DROPOUT_CHANNELS",
+    "DROPOUT_ROW",
+    "ISAS",
+    "Channelwise",
+    "Depthwise",
+    "Dropout",
+    "Library",
+    "Mask",
+    "Norm",
+    "Pointwise",
+    "Spread",
+    "available",
+    "explain",
+    "forced",
+    "isa",
+    "load",
+]
 
 ABI = 3
+DROPOUT_ROW = 4096  # LC_DROPOUT_ROW
+DROPOUT_CHANNELS = 4096  # the most channels that lc_dropout counts last
 ISAS = ("scalar", "avx2", "avx512", "neon")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
 _CALLS = (
     "lc_keep_mask",
     "lc_keep_exact",
+    "lc_dropout_apply",
+    "lc_spread_out",
     "lc_depthwise_scratch",
     "lc_depthwise_forward",
     "lc_depthwise_backward_input",
@@ -68,6 +87,48 @@ class Mask(ctypes.Structure):
         ("elements", ctypes.c_int64),
         ("limit", ctypes.c_int64),
         ("out", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class Dropout(ctypes.Structure):
+    """``lc_dropout`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("exact", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("key", ctypes.c_uint64),
+        ("sample", ctypes.c_uint64),
+        ("samples", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("limit", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("cuts", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class Spread(ctypes.Structure):
+    """``lc_spread`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("by_rows", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("kept", ctypes.c_int64),
+        ("keep", ctypes.c_void_p),
+        ("full", ctypes.c_void_p),
+        ("part", ctypes.c_void_p),
         ("parallel_for", ctypes.c_void_p),
     )
 
@@ -170,6 +231,8 @@ class Channelwise(ctypes.Structure):
 _SIZE = ctypes.sizeof(Mask)
 _CHANNELWISE_SIZE = ctypes.sizeof(Channelwise)
 _POINTWISE_SIZE = ctypes.sizeof(Pointwise)
+_DROPOUT_SIZE = ctypes.sizeof(Dropout)
+_SPREAD_SIZE = ctypes.sizeof(Spread)
 _NORM_SIZE = ctypes.sizeof(Norm)
 _DEPTHWISE_SIZE = ctypes.sizeof(Depthwise)
 _SIZES = 16  # fields of Depthwise between isa and x
@@ -232,6 +295,80 @@ class Library:
     ) -> None:
         """Fill ``out``: 0 for the ``limit`` smallest 32-bit words of each row, else 1; see :meth:`keep_mask`."""
         self._mask(self._handle.lc_keep_exact, isa, (key, sample, rows, elements, limit, out, parallel_for))
+
+    def dropout(
+        self,
+        sizes: tuple[int, int, int],
+        mask: tuple[int, int, int],
+        scale: float,
+        addresses: tuple[int, int, int | None],
+        *,
+        dtype: int = 0,
+        exact: bool = False,
+        batch: bool = False,
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """y = x * (keep ? scale : 0) with the mask of :meth:`keep_mask` or :meth:`keep_exact`, made on the way.
+
+        Args:
+            sizes: samples, elements of a sample, channels. Above 1 channel, at most :data:`DROPOUT_CHANNELS`, memory
+                holds a sample as (channels, positions) and its elements are counted channels last.
+            mask: key (64 bits), index of the first sample, limit.
+            scale: of what is kept.
+            addresses: of x and y, (samples, elements), and of (rows of the mask, 2) int64 scratch, which exact counts
+                of more than :data:`DROPOUT_ROW` elements need.
+            dtype: 0 float32, 1 bfloat16.
+            exact: exact counts.
+            batch: one row of the mask for all samples, sample index 0.
+            parallel_for: as of :meth:`keep_mask`.
+            isa: as of :meth:`keep_mask`.
+
+        Raises:
+            Error: the library refused.
+        """
+        samples, elements, channels = sizes
+        key, sample, limit = mask
+        number = self._numbers.get(isa or self.isa, -1)
+        given = Dropout(
+            _DROPOUT_SIZE, number, dtype, exact, batch, 0, key, sample, samples, elements, channels, limit, scale,
+            *addresses, parallel_for,
+        )  # fmt: skip
+        failure = self._handle.lc_dropout_apply(ctypes.byref(given))
+        if failure:
+            why = _FAILURES.get(failure, f"failure {failure}")
+            raise Error(
+                f"native dropout: {why}, got isa={isa or self.isa}, (samples, elements, channels) = {sizes}, "
+                f"limit={limit}, dtype={dtype}"
+            )
+
+    def spread(
+        self,
+        by_rows: bool,
+        sizes: tuple[int, int, int],
+        addresses: tuple[int, int, int],
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Rows or columns of a float32 matrix, spread out between zeros.
+
+        Args:
+            by_rows: rows; else columns.
+            sizes: rows and columns of the full matrix, and how many of them there are before.
+            addresses: of the flags (a byte a row or column, 1 where one goes, else 0), the full matrix and what is
+                spread.
+            parallel_for: as of :meth:`keep_mask`.
+            isa: as of :meth:`keep_mask`.
+
+        Raises:
+            Error: the library refused.
+        """
+        number = self._numbers.get(isa or self.isa, -1)
+        given = Spread(_SPREAD_SIZE, number, by_rows, 0, *sizes, *addresses, parallel_for)
+        failure = self._handle.lc_spread_out(ctypes.byref(given))
+        if failure:
+            why = _FAILURES.get(failure, f"failure {failure}")
+            raise Error(f"native spread: {why}, got isa={isa or self.isa}, (rows, columns, kept) = {sizes}")
 
     def norm_scratch(self, rows: int, channels: int) -> int:
         """Bytes of scratch, aligned to 64, that a batch normalisation of (rows, channels) needs.

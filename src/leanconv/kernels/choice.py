@@ -22,6 +22,8 @@ __all__ = ["Choice", "choose", "decide", "explain"]
 NATIVE: dict[str, tuple[torch.dtype, ...]] = {
     "keep_mask": (torch.bool,),
     "keep_exact": (torch.bool,),
+    "dropout": (torch.float32, torch.bfloat16),
+    "spread": (torch.float32,),
     "norm_act": (torch.float32, torch.bfloat16),
     "depthwise_forward": (torch.float32, torch.bfloat16),
     "depthwise_input": (torch.float32, torch.bfloat16),

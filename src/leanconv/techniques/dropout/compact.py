@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from leanconv.kernels.spread import spread
+
 __all__ = ["gather", "linear", "pays", "place"]
 
 # Rows of a product from which leaving out entries of its weight is quicker than computing them (2 threads, AVX-512,
@@ -16,7 +18,7 @@ __all__ = ["gather", "linear", "pays", "place"]
 _FROM = 128
 # From here on the weight's gradient, too, is made of kept entries alone and spread out; below, the full product is as
 # quick as the spreading.
-_SPREAD_FROM = 256
+_SPREAD_FROM = 128
 
 
 def pays(count: int) -> bool:
@@ -38,7 +40,7 @@ def place(x: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
     """A tensor of ``size`` along ``dim`` that holds ``x`` at ``index`` and 0 elsewhere: index_select undone."""
     shape = list(x.shape)
     shape[dim] = size
-    full = x.new_zeros(shape).index_copy(dim, index, x)
+    full = x.new_zeros(shape).index_copy_(dim, index, x)
     last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     return full.contiguous(memory_format=torch.channels_last) if last else full
 
@@ -97,5 +99,5 @@ def _weight_gradient(grad: Tensor, x: Tensor, rows: Tensor | None, columns: Tens
         grad = grad if rows is None else place(grad, rows, 1, shape[0])
         return grad.t() @ (x if columns is None else place(x, columns, 1, shape[1]))
     kept = grad.t() @ x
-    kept = kept if columns is None else place(kept, columns, 1, shape[1])
-    return kept if rows is None else place(kept, rows, 0, shape[0])
+    kept = kept if columns is None else spread(kept, columns, 1, shape[1])
+    return kept if rows is None else spread(kept, rows, 0, shape[0])

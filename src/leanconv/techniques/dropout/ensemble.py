@@ -218,14 +218,12 @@ def _units(model: nn.Module, layer: Dropout, x: Tensor) -> tuple[int, tuple[int,
 @contextmanager
 def _forced(layer: Dropout, keep: Tensor) -> Iterator[None]:
     """The layer's next forwards take this mask instead of drawing one."""
-    before = layer.__dict__.get("_draw")
-    layer.__dict__["_draw"] = lambda shape, device: keep
+    before = layer._given
+    layer.__dict__["_given"] = keep
     try:
         yield
     finally:
-        del layer.__dict__["_draw"]
-        if before is not None:
-            layer.__dict__["_draw"] = before
+        layer.__dict__["_given"] = before
 
 
 def _probability(layer: Dropout, masks: Tensor) -> Tensor:

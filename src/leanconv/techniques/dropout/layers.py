@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from leanconv.errors import Error
 from leanconv.kernels import philox
+from leanconv.kernels.dropout import dropout, mask_of, masked
 
 __all__ = ["DropBlock2d", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth", "dropout_reference"]
 
@@ -21,6 +22,7 @@ Mask = Literal["sample", "batch"]
 Count = Literal["bernoulli", "exact"]
 Mode = Literal["row", "batch"]
 Shape = tuple[int, ...]
+_Drawn = tuple[Shape, Tensor, int, bool, bool]  # what mask_of makes a mask from
 
 _FEW = 4096  # beyond so many units q**units is 0 in float64 for every q that a 16-bit threshold can hold, or nearly
 _ROW = 64  # numbers drawn per residual branch, of which the first decides
@@ -43,7 +45,7 @@ class _Stopping(nn.Module):
     """What the layers share: active in training with p > 0, else the identity; the last mask; copies without it."""
 
     p: float
-    _last: Tensor | None
+    _last: Tensor | _Drawn | None
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -55,8 +57,10 @@ class _Stopping(nn.Module):
     def last_mask(self) -> Tensor | None:
         """The mask of the last training forward, bool (True: kept), broadcastable to its input; None in eval mode.
 
-        Not part of the state_dict; copies and pickles start without one.
+        Not part of the state_dict; copies and pickles start without one. Where none was stored it is made again.
         """
+        if self._last is not None and not isinstance(self._last, Tensor):
+            self._last = mask_of(*self._last)
         return self._last if self.training else None
 
     def train(self, mode: bool = True) -> Self:
@@ -76,9 +80,13 @@ class _Stopping(nn.Module):
             self._last = None
             return x
         self._check_input(x)
+        return self._stop(x)
+
+    def _stop(self, x: Tensor) -> Tensor:
         keep = self._draw(tuple(x.shape), x.device)
         self._last = keep
-        return _masked(x, keep, self._scale(tuple(x.shape), keep))
+        scale = self._scale(tuple(x.shape), keep)
+        return x * keep * scale.to(x.dtype) if isinstance(scale, Tensor) else masked(x, keep, scale)
 
     def _check_input(self, x: Tensor) -> None:
         if not (x.is_floating_point() or x.is_complex()):
@@ -111,8 +119,9 @@ class Dropout(_Stopping):
 
     Masks come from :mod:`leanconv.kernels.philox`: one key per training forward from torch's default CPU generator,
     inside :func:`keyed` a function of (seed, step, position of the layer, sample) alone. They hold under
-    ``torch.compile``, autocast and activation checkpoints, and no state_dict key appears. Backward keeps the bool mask
-    only (one byte an element).
+    ``torch.compile``, autocast and activation checkpoints, and no state_dict key appears. In float32 and
+    bfloat16 on the CPU the mask is never stored but made again for the backward pass (:mod:`leanconv.kernels.dropout`);
+    elsewhere, and without native code, backward keeps the bool mask (one byte an element).
 
     Args:
         p: probability to DROP a unit, 0 <= p < 1. All units at once (p = 1) is an error.
@@ -128,6 +137,8 @@ class Dropout(_Stopping):
     Source: Srivastava et al. 2014 (rows S2 to S5 of the source).
     """
 
+    _given: Tensor | None = None  # a mask that forwards take instead of drawing one
+
     def __init__(self, p: float = 0.5, mask: Mask = "sample", count: Count = "bernoulli") -> None:
         super().__init__(p)
         name = type(self).__name__
@@ -139,31 +150,37 @@ class Dropout(_Stopping):
         """p, mask and count, as given."""
         return f"p={self.p}, mask={self.mask!r}, count={self.count!r}"
 
+    def _stop(self, x: Tensor) -> Tensor:
+        shape = tuple(x.shape)
+        if self._given is not None or x.numel() == 0:
+            return super()._stop(x)
+        key, limit, exact, batch = self._key(shape, x.device)
+        self._last = shape, key, limit, exact, batch
+        return dropout(x, key, limit, self._scale(shape), exact, batch)
+
+    def _key(self, shape: Shape, device: torch.device) -> tuple[Tensor, int, bool, bool]:
+        """Draw the key, and all that belongs to it: the limit, whether counts are exact, whether samples share."""
+        samples, form = self._split(shape)
+        batch, exact = self.mask == "batch", self.count == "exact"
+        limit = _stopped(self.p, prod(form)) if exact else philox.threshold(self.p)
+        return philox.dropout_key(1 if batch else samples).to(device), limit, exact, batch
+
     def _split(self, shape: Shape) -> tuple[int, Shape]:
         """How many samples, and the shape of one sample's units; without a batch, one sample."""
         return (1, shape) if len(shape) == 1 else (shape[0], shape[1:])
 
     def _draw(self, shape: Shape, device: torch.device) -> Tensor:
-        samples, form = self._split(shape)
-        units, batch = prod(form), self.mask == "batch"
-        key = philox.dropout_key(1 if batch else samples).to(device)
-        if units == 0:
+        if self._given is not None:
+            return self._given
+        drawn = self._key(shape, device)
+        if prod(self._split(shape)[1]) == 0:
             return torch.ones((1,) * len(shape), dtype=torch.bool, device=device)
-        if self.count == "exact":
-            keep = philox.keep_exact(key, samples, units, _stopped(self.p, units), batch)
-        else:
-            keep = philox.keep_mask(key, samples, units, philox.threshold(self.p), batch)
-        return self._form(keep, shape, form)
+        return self._form(shape, *drawn)
 
-    def _form(self, keep: Tensor, shape: Shape, form: Shape) -> Tensor:
-        if len(shape) == 1:
-            return keep.view(shape)
-        if len(shape) < 4:
-            return keep.view(-1, *form)
-        # Units of maps are counted channels last, so that a channels_last input meets a mask of its own memory format.
-        return keep.view(-1, *form[1:], form[0]).movedim(-1, 1)
+    def _form(self, shape: Shape, key: Tensor, limit: int, exact: bool, batch: bool) -> Tensor:
+        return mask_of(shape, key, limit, exact, batch)
 
-    def _scale(self, shape: Shape, keep: Tensor) -> float:
+    def _scale(self, shape: Shape, keep: Tensor | None = None) -> float:
         units = prod(self._split(shape)[1])
         if units == 0:
             return 1.0
@@ -189,9 +206,12 @@ class _Channels(Dropout):
     def _split(self, shape: Shape) -> tuple[int, Shape]:
         return (1, shape[:1]) if len(shape) == self._dims else (shape[0], shape[1:2])
 
-    def _form(self, keep: Tensor, shape: Shape, form: Shape) -> Tensor:
-        batch = () if len(shape) == self._dims else (-1,)
-        return keep.view(*batch, *form, *(1,) * (self._dims - 1))
+    def _stop(self, x: Tensor) -> Tensor:
+        return _Stopping._stop(self, x)  # a mask of channels is small
+
+    def _form(self, shape: Shape, key: Tensor, limit: int, exact: bool, batch: bool) -> Tensor:
+        keep = mask_of(shape[: len(shape) - self._dims + 1], key, limit, exact, batch)
+        return keep.view(*keep.shape, *(1,) * (self._dims - 1))
 
 
 class Dropout1d(_Channels):
@@ -361,15 +381,6 @@ class StochasticDepth(_Stopping):
     def _scale(self, shape: Shape, keep: Tensor) -> float:
         q = philox.threshold(self.p) / 65536
         return 1 / (1 - q + q**_ROW / _ROW)
-
-
-def _masked(x: Tensor, keep: Tensor, scale: float | Tensor) -> Tensor:
-    """:func:`dropout_reference` in the order that saves the least for backward: the mask, never a second float map."""
-    if isinstance(scale, Tensor):
-        return x * keep * scale.to(x.dtype)
-    if keep.numel() < x.numel() and x.dtype in (torch.float32, torch.float64):
-        return x * (keep.to(x.dtype) * scale)
-    return x * keep * scale
 
 
 def _spread(starts: Tensor, side: int, dim: int) -> Tensor:

@@ -6,10 +6,10 @@
 
 The shapes are drawn from those of the depthwise layers and of the batch norms (with the activation that follows) of the
 networks below, with random weights, at their resolution and a batch of 4; one a line, with the networks that have it.
-Each is measured in inference (forward in eval mode) and in training (forward and all gradients), float32, channels_last,
-tuned allocator: leanconv's layer against torch's, where torch has ReLU and ReLU6 in place, as networks do. A round runs
-both once, the first one in turn; a ratio is the median over the rounds of leanconv's time by torch's in the same round.
-Ratios above the limit are measured again with five times the rounds, and these count.
+Each is measured in inference (forward in eval mode) and in training (forward and all gradients), float32 and
+channels_last, with a tuned allocator: leanconv's layer against torch's, where torch has ReLU and ReLU6 in place, as
+networks do. A round runs both once, the first one in turn; a ratio is the median over the rounds of leanconv's time by
+torch's in the same round. Ratios above the limit are measured again with five times the rounds, and these count.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ _PYTORCHCV = {
     224: """
         mobilenet_w1 mobilenet_wd4 fdmobilenet_w1 mobilenetv2_w1 mobilenetv2b_w1 mobilenetv3_large_w1
         mobilenetv3_small_w1 efficientnet_b0 efficientnet_b1b mnasnet_b1 mnasnet_a1 mnasnet_small proxylessnas_cpu
-        proxylessnas_mobile fbnet_cb spnasnet mixnet_s mixnet_m ghostnet shufflenetv2_w1 shufflenet_g3_w1 menet456_24x1_g3
+        proxylessnas_mobile fbnet_cb spnasnet mixnet_s mixnet_m ghostnet shufflenetv2_w1 shufflenet_g3_w1
+        menet456_24x1_g3
         igcv3_w1 nasnet_4a1056 darts dicenet_w1 resnet18 resnet50 seresnet50 preresnet18 resnext50_32x4d densenet121
         vovnet39 dla34 bninception darknet53 hardnet39ds peleenet dpn68 hrnet_w18_small_v1
         espnetv2_w1
@@ -179,7 +180,6 @@ def shapes_of(model: nn.Module, x: Tensor) -> list[Any]:
     """The shapes of its depthwise layers and batch norms, as an execution meets them."""
     found: list[Any] = []
     last: dict[int, tuple[Tensor, tuple[int, ...]]] = {}  # output of a norm -> itself, so that its id stays, and shape
-    taken: dict[tuple[int, ...], set[str]] = defaultdict(set)
 
     def norm(module: nn.Module, given: Any, y: Tensor) -> None:
         if y.dim() == 4:
@@ -237,9 +237,11 @@ def runs(shape: Any) -> dict[str, tuple[Run, Run]]:
 
         return run
 
+    same = x.clone(memory_format=torch.preserve_format).requires_grad_()  # one for both: where it lies in memory counts
+
     def training(layer: nn.Module) -> Run:
-        learned = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_(), *layer.parameters()]
-        return lambda: torch.autograd.grad(layer(learned[0]), learned, grad)
+        learned = [same, *layer.parameters()]
+        return lambda: torch.autograd.grad(layer(same), learned, grad)
 
     for layer in (ours, torchs):
         layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

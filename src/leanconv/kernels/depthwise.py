@@ -92,7 +92,7 @@ def depthwise_conv2d(
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """:func:`depthwise_conv2d` of arguments that are known to fit: a batch, tuples, padding top, bottom, left, right."""
+    """:func:`depthwise_conv2d` of arguments that fit: a batch, pairs, and padding as top, bottom, left, right."""
     if not eager(x) or torch._C._is_any_autocast_enabled():
         y: Tensor = torch.ops.leanconv.depthwise_conv2d(x, weight, bias, stride, padding, dilation)
         return y

@@ -104,7 +104,7 @@ class _Depthwise(_Conv):
             return self._forward(x)
         # To decide takes 50 microseconds, as long as a small convolution; to find again what was decided takes two.
         learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        key = (x.shape, x.dtype, learns, environment())
+        key = (x.shape, x.dtype, weight.dtype, learns, environment())
         plan = self._plans.get(key)
         if not plan or not x.is_contiguous(memory_format=torch.channels_last) or _autocasts():
             y = self._forward(x)
@@ -117,15 +117,15 @@ class _Depthwise(_Conv):
         return torch.conv2d(x, weight, self._parameters["bias"], self.stride, pad, self.dilation, self.groups)
 
     def _remember(self, key: Any, x: Tensor) -> None:
-        """Keep what :meth:`_forward` does with images of this shape that lie channels_last: one call, or nothing to keep."""
-        if self.dims != 2 or x.dim() != 4 or not x.numel() or not x.is_cpu or not eager(x) or _autocasts():
+        """Keep what :meth:`_forward` does with channels_last images of this shape: one call, or nothing to keep."""
+        if not eager(x) or _autocasts() or self.dims != 2 or x.dim() != 4 or not x.numel() or not x.is_cpu:
             return
         padded, pad = self._pad(x)
-        native = pays(x, self.weight, self.stride, self.dilation, key[2])
-        split = not native and runs_split(self.depth_multiplier, self.kernel_size, key[2])
+        native = pays(x, self.weight, self.stride, self.dilation, key[3])
+        split = not native and runs_split(self.depth_multiplier, self.kernel_size, key[3])
         if len(self._plans) >= PLANS:
             self._plans.clear()
-        if padded is not x or isinstance(pad, int) or split:
+        if padded is not x or isinstance(pad, int) or split or "bias" not in self._parameters:
             self._plans[key] = ()
         else:
             self._plans[key] = (native, (pad[0], pad[0], pad[1], pad[1]) if native else pad)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 import leanconv
 from leanconv.kernels import choice
+from leanconv.kernels.norm import ACTIVATIONS
 from leanconv.techniques.batchnorm import BatchNorm2d
 from leanconv.techniques.separable import DepthwiseConv2d
 
@@ -68,10 +69,10 @@ class Depthwise:
         ours.load_state_dict(torchs.state_dict())
         return ours, torchs
 
-    def chosen(self) -> str:
+    def chosen(self, mode: str) -> str:
         """What leanconv runs in each pass."""
         geometry = (*self.sizes[4:8], *self.sizes[10:13])
-        passes = ("forward", "input", "weight")
+        passes = ("forward", "input", "weight") if mode == "training" else ("forward",)
         found = (choice.decide(f"depthwise_{p}", self.input, torch.float32, "cpu", geometry) for p in passes)
         return " ".join(one.implementation for one in found)
 
@@ -99,9 +100,11 @@ class Norm:
             torchs = nn.Sequential(torchs, PAIRS[self.act](inplace))
         return BatchNorm2d(channels, activation=None if self.act == "none" else self.act), torchs
 
-    def chosen(self) -> str:
+    def chosen(self, mode: str) -> str:
         """What leanconv runs."""
-        return choice.decide("norm_act", self.input, torch.float32).implementation
+        learns = int(mode == "training")
+        geometry = (learns, learns, ACTIVATIONS.index(self.act))
+        return choice.decide("norm_act", self.input, torch.float32, "cpu", geometry).implementation
 
 
 KINDS: dict[str, Any] = {"depthwise": Depthwise, "norm": Norm}
@@ -272,7 +275,7 @@ def measure(kind: str, shapes: list[Any], rounds: int, limit: float) -> list[dic
     for shape in shapes:
         for mode, (ours, torchs) in runs(shape).items():
             ratio, seconds, count = paired(ours, torchs, rounds)
-            row: dict[str, Any] = {"kind": kind, "shape": str(shape), "mode": mode, "chosen": shape.chosen()}
+            row: dict[str, Any] = {"kind": kind, "shape": str(shape), "mode": mode, "chosen": shape.chosen(mode)}
             if ratio > limit:
                 row["first"] = round(ratio, 3)
                 ratio, seconds, count = paired(ours, torchs, 5 * rounds)

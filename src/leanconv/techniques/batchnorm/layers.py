@@ -67,6 +67,9 @@ class BatchNorm(nn.Module):
     Raises:
         Error: an argument out of range; an input of another shape; one value per channel in training.
 
+    On the CPU native code or torch computes it, whichever :mod:`leanconv.kernels.choice` takes for the shape (torch for
+    small float32 maps); ``LEANCONV_NATIVE=1`` keeps native code, which loses no digits to a large mean.
+
     Source:
         Table 2-1 (row S8); Ioffe & Szegedy 2015, arXiv 1502.03167.
     """

@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(VENV)/constraints.txt
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/* native/kernels/*)
 
-.PHONY: demo tour test test-slow lint check bench pictures source clean help
+.PHONY: demo tour test test-slow sanitize lint check bench pictures source clean help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -32,6 +32,12 @@ test: $(VENV)/.dev  ## the tests, with native code and without
 
 test-slow: $(VENV)/.dev  ## the slow suite
 	$(BIN)/python -m pytest -n auto --slow $(ARGS)
+
+sanitize:  ## the native code under the address, undefined-behaviour and thread sanitizers (needs cmake)
+	cmake -S . -B build/sanitize -DLEANCONV_SANITIZE=address,undefined
+	cmake --build build/sanitize && build/sanitize/leanconv_cases
+	cmake -S . -B build/sanitize-threads -DLEANCONV_SANITIZE=thread
+	cmake --build build/sanitize-threads && build/sanitize-threads/leanconv_cases --threads
 
 lint: $(VENV)/.dev  ## ruff, mypy --strict, import rules
 	$(BIN)/ruff check .

@@ -31,7 +31,8 @@ int32_t check_sizes(const lc_depthwise* d) {
                      d->pad_width < kMost && fits(d->images, d->height, d->width, d->channels, d->multiplier) &&
                      fits(d->images, d->out_height, d->out_width, d->channels, d->multiplier) &&
                      fits(d->channels + 64, d->multiplier, d->kernel_height, d->kernel_width, 64) &&
-                     fits(d->out_height, d->out_width, d->channels, d->multiplier, d->kernel_height, d->kernel_width) &&
+                     fits(d->images, d->out_height, d->out_width, d->channels + 64, d->multiplier, d->kernel_height,
+                          d->kernel_width) &&
                      fits(d->out_height + 8, d->stride_height) && fits(d->out_width + 8, d->stride_width) &&
                      fits(d->kernel_height, d->dilation_height) && fits(d->kernel_width, d->dilation_width) &&
                      fits(d->stride_height, d->dilation_height) && fits(d->stride_width, d->dilation_width);

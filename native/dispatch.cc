@@ -39,8 +39,10 @@ bool (*const kRuns[])() = {
 
 int32_t check(const lc_mask* m, int64_t most) {
   if (const int32_t bad = check_head(m)) return bad;
-  if (m->rows < 0 || m->elements < 0 || m->limit < 0 || m->limit > most) return LC_BAD_ARGUMENT;
-  return LC_OK;
+  int64_t all;
+  const bool fits = m->rows >= 0 && m->elements >= 0 && m->elements <= INT64_MAX - 7 &&
+                    !__builtin_mul_overflow(m->rows, m->elements + 7, &all);
+  return fits && m->limit >= 0 && m->limit <= most ? LC_OK : LC_BAD_ARGUMENT;
 }
 
 enum { kElementsPerPart = 1 << 16 };  // about 10 microseconds of work: what waking a thread is worth

@@ -4,7 +4,9 @@
 namespace {
 
 enum {
-  kWide = 64,               // columns that a row should have: below, several pixels share one
+  kWide = 64,               // columns that a row should have: below, several pixels share one,
+  kEven = 16,               // and of which they should be a multiple, the longest vector,
+  kFew = 64,                // as long as so many rows are left
   kPerChunk = 1 << 15,      // elements in a chunk of the reductions
   kChunks = 64,             // and how many there are at most
   kGrain = 1 << 14,         // elements that are worth a thread's waking
@@ -20,7 +22,9 @@ struct Cut {
 bool cut(int64_t rows, int64_t channels, Cut* c) {
   if (rows < 0 || channels < 1 || rows > INT64_MAX / 16 / channels || channels > INT64_MAX / (4096 * kChunks)) return false;
   int64_t pixels = 1;
-  while (pixels * channels < kWide && rows % (2 * pixels) == 0 && rows > 0) pixels *= 2;
+  while (rows > 0 && rows % (2 * pixels) == 0 &&
+         (pixels * channels < kWide || (pixels * channels % kEven != 0 && rows >= 2 * pixels * kFew)))
+    pixels *= 2;
   c->width = pixels * channels;
   c->rows = rows / pixels;
   int64_t chunks = rows * channels / kPerChunk;

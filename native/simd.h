@@ -9,8 +9,10 @@
 #include <arm_neon.h>
 #endif
 
+#ifndef LC_INLINE  // a build for sanitizers has its own
 #define LC_INLINE static inline __attribute__((always_inline))
 #define LC_INLINE_MEMBER inline __attribute__((always_inline))
+#endif
 
 typedef uint64_t v64 __attribute__((vector_size(LC_BYTES)));
 typedef uint16_t v16 __attribute__((vector_size(LC_BYTES)));

@@ -39,11 +39,13 @@ struct Ahead {
   }
   // So many lines from here on; where none are left, some that are near.
   LC_INLINE_MEMBER const char* take(int64_t lines, const void* near) {
-    while (now > 0 && at[now - 1] >= end[now - 1]) --now;
-    if (now == 0) return (const char*)near;
-    const char* from = at[now - 1];
-    at[now - 1] += lines * kLine;
-    return from;
+    for (; now > 0; --now) {
+      const char* from = at[now - 1];
+      if (from >= end[now - 1]) continue;
+      at[now - 1] += lines * kLine;
+      return from;
+    }
+    return (const char*)near;
   }
 };
 

@@ -107,3 +107,33 @@ def test_rules_of_the_depthwise_convolution():
 def test_the_depthwise_choice_is_explained():
     told = choice.explain("depthwise_weight", (4, 128, 28, 28), torch.float32, "cpu", (3, 3, 1, 1, 1, 1, 1))
     assert told.startswith("depthwise_weight (4, 128, 28, 28) on cpu: torch (")
+
+
+@pytest.mark.parametrize(
+    ("shape", "geometry", "wanted"),
+    [
+        ((4, 64, 16, 16), (1, 1, 1), "torch"),  # small
+        ((4, 96, 32, 32), (1, 1, 1), "native"),
+        ((4, 1280, 7, 7), (1, 1, 4), "torch"),  # many channels of few values
+        ((4, 576, 14, 14), (1, 1, 0), "torch"),  # no activation to be had for nothing
+        ((4, 276, 28, 28), (1, 1, 0), "native"),
+        ((4, 12, 56, 56), (1, 1, 0), "native"),  # channels that fill no vector
+        ((4, 3, 14, 14), (1, 1, 0), "torch"),
+        ((4, 256, 64, 64), (0, 0, 0), "torch"),
+        ((4, 96, 32, 32), (0, 0, 1), "native"),
+        ((4, 16, 4, 4), (0, 0, 1), "torch"),
+        ((4, 16, 4, 4), (0, 1, 1), "native"),  # frozen: not measured
+    ],
+)
+def test_rules_of_the_batch_norm(shape, geometry, wanted):
+    def pick(**rest):
+        return choice.choose(
+            "norm_act", shape, **{"dtype": torch.float32, "isa": "avx512", "geometry": geometry, **rest}
+        )
+
+    assert pick().implementation == wanted
+    assert pick(dtype=torch.bfloat16).implementation == "native"
+    assert pick(forced=True).implementation == "native"
+    assert pick(geometry=()).implementation == "native"
+    if wanted == "torch":
+        assert pick().why.startswith("faster than native avx512 code: ")

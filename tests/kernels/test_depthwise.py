@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from leanconv import _native
 from leanconv.errors import Error
+from leanconv.kernels import depthwise
 from leanconv.kernels.depthwise import depthwise_conv1d, depthwise_conv2d, depthwise_reference
+from leanconv.techniques.separable import DepthwiseConv2d
 
 LIBRARY = _native.load()
 ISAS = LIBRARY.isas if LIBRARY else ()
@@ -359,3 +361,38 @@ def test_bad_arguments():
             depthwise_conv2d(*arguments, **named)
     with pytest.raises(Error, match=r"weight must be \(channels \* multiplier, 1, K\), got \(4, 1, 3, 3\)"):
         depthwise_conv1d(x[..., 0], weight)
+
+
+def test_a_layer_remembers_what_it_decided_until_it_changes(monkeypatch):
+    monkeypatch.delenv("LEANCONV_NATIVE", raising=False)
+    ran = []
+    pass_ = depthwise._native_pass
+    monkeypatch.setattr(depthwise, "_native_pass", lambda *a: ran.append(a[0]) or pass_(*a))
+    layer, x = DepthwiseConv2d(16, 3, padding=1), torch.randn(2, 16, 8, 8).to(memory_format=torch.channels_last)
+
+    def check(x=x):
+        stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+        want = torch.nn.functional.conv2d(x, layer.weight, layer.bias, stride, padding, dilation, 16)
+        for _ in range(3):
+            got = layer(x)
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+            assert got.is_contiguous(memory_format=torch.channels_last)
+
+    check()
+    check(x.contiguous())
+    assert ran == []
+    layer.stride = (2, 2)
+    check()
+    with torch.no_grad():
+        check()
+    if _native.available():
+        monkeypatch.setenv("LEANCONV_NATIVE", "1")
+        check()
+        assert set(ran) == {"forward"}
+        layer(x).sum().backward()
+        assert set(ran) == {"forward", "backward_weight"}
+    layer.double()
+    with pytest.raises(RuntimeError):
+        layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer.float()(x).dtype == torch.bfloat16

@@ -229,17 +229,20 @@ def test_compile_autocast_inference_mode_and_checkpoints(isa: str) -> None:
     assert torch.equal(learned.grad, other.grad)
 
 
-def test_a_layer_keeps_nothing_but_its_input(isa: str) -> None:
+def test_a_layer_keeps_nothing_but_its_input(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEANCONV_NATIVE", "1")
     layer = BatchNorm2d(6, activation="relu").train()
     x = drawn(4, 6, 3, 3).requires_grad_()
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
-    assert [t.data_ptr() for t in kept if t.numel() > 6] == [x.data_ptr()]
+    assert [t.data_ptr() for t in kept if t.numel() > 18] == [x.data_ptr()]
 
 
 @pytest.mark.source("S8")
-def test_two_hundred_steps_follow_torchs_loss(isa: str) -> None:
+def test_two_hundred_steps_follow_torchs_loss(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEANCONV_NATIVE", "1")
+
     def losses(norm: Any) -> list[float]:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 12, 3), norm(12), nn.ReLU(), nn.Conv2d(12, 8, 3), norm(8), nn.ReLU(),
@@ -292,3 +295,54 @@ def test_the_library_refuses_sizes_out_of_range() -> None:
         LIBRARY.norm(False, (4, 4), {}, act=9)
     with pytest.raises(Error, match="native norm: this processor lacks"):
         LIBRARY.norm(False, (4, 4), {}, isa="mmx")
+
+
+@pytest.mark.parametrize("act", [a for a in ACTIVATIONS if a != "none"])
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("native", ["", "1"] if LIBRARY else [""])
+def test_layers_agree_with_torchs_whatever_runs(
+    act: str, momentum: float | None, native: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEANCONV_NATIVE", native)
+    ours, torchs = BatchNorm2d(16, momentum=momentum, activation=act), nn.BatchNorm2d(16, momentum=momentum)
+    for step in range(4):  # the first call of a shape decides, the others remember
+        x = drawn(4, 16, 6, 6, seed=step)
+        pairs = []
+        for layer, after in ((ours, TORCH["none"]), (torchs, TORCH[act])):
+            layer.train(step < 2)
+            learned = (x.clone().requires_grad_(), layer.weight, layer.bias)
+            y = after(layer(learned[0]))
+            pairs.append([y, *torch.autograd.grad(y.square().sum(), learned), *layer.buffers()])
+            with torch.no_grad():
+                pairs[-1].append(after(layer.eval()(x)))
+        for mine, other in zip(*pairs, strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 6, 6), (8, 32, 32, 32)])
+def test_the_first_call_of_a_shape_has_the_bits_of_the_others(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LEANCONV_NATIVE", raising=False)
+    x, layer = drawn(*shape), BatchNorm2d(shape[1], activation="relu")
+    first = layer(x)
+    assert torch.equal(layer(x), first)
+    layer.eval()
+    first = layer(x)
+    assert torch.equal(layer(x), first)
+
+
+def test_a_layer_forgets_what_it_decided_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LEANCONV_NATIVE", raising=False)
+    x, layer = drawn(4, 16, 6, 6), BatchNorm2d(16, activation="relu")
+    layer(x), layer(x)
+    layer.activation = None
+    assert layer(x).min() < 0
+    double = layer.double()(x.double())
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(double.float(), layer.float()(x), rtol=1e-4, atol=1e-4)
+    layer.eval()
+    layer.running_mean = torch.full((16,), 100.0)
+    assert layer(x).max() < 0
+    with pytest.raises(Error, match="input must have 16 channels"):
+        layer(drawn(4, 8, 6, 6))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Literal
 
 import torch
@@ -44,6 +45,13 @@ _LEAST_WIDTH: dict[tuple[str, str], tuple[int, int]] = {
 }
 _SEQUENCE = 15  # the same for kernels of one row
 
+# Batch norm in float32, measured by benchmarks/shapes.py.
+_NORM_FUSED = 5 << 15  # elements from which native code pays in training, with an activation
+_NORM_ALONE = 1 << 19  # and without
+_NORM_CHANNEL = 150  # of which so many for each channel do not count
+_NORM_GIVEN = 1 << 15  # elements from which it pays where statistics are given and an activation follows
+_NORM_RAGGED = 1 << 11  # values per channel from which it pays earlier, where channels are no multiple of a vector
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -74,7 +82,8 @@ def choose(
         isa: instruction set of the native library, None without one.
         threads: threads that torch may use; no rule depends on them so far.
         forced: True native required, False torch required, None free.
-        geometry: of a convolution: kernel height and width, then stride, then dilation, and the channel multiplier.
+        geometry: of a convolution: kernel height and width, then stride, then dilation, and the channel multiplier; of
+            norm_act: 1 or 0 for statistics of the batch, for gradients, and the activation's number.
 
     Raises:
         Error: an unknown operation; native code is required and there is none.
@@ -85,7 +94,8 @@ def choose(
         return Choice("torch", "LEANCONV_NATIVE=0")
     lacks = _lacks(op, dtype, device, isa)
     if lacks is None:
-        slower = None if forced or not geometry else _slower(op, shape, dtype, isa or "", geometry)
+        rule = _slower_norm if op == "norm_act" else _slower
+        slower = None if forced or not geometry else rule(op, shape, dtype, isa or "", geometry)
         if slower is not None:
             return Choice("torch", f"faster than native {isa} code: {slower}")
         return Choice("native", f"{isa}, shape {shape}, up to {threads} threads")
@@ -100,6 +110,25 @@ def _lacks(op: str, dtype: torch.dtype, device: str, isa: str | None) -> str | N
     if dtype not in NATIVE[op]:
         return f"native {op} has no {dtype}"
     return "there is no native library" if isa is None else None
+
+
+def _slower_norm(
+    op: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str, geometry: tuple[int, ...]
+) -> str | None:
+    """Why torch's batch norm, and then the activation, is faster than native code, None: it is not."""
+    batch, learns, act = geometry
+    elements, channels = prod(shape), shape[1]
+    if dtype != torch.float32 or (learns and not batch):
+        return None
+    if not batch:
+        if not act:
+            return "given statistics and no activation, one pass over memory for either"
+        return None if elements >= _NORM_GIVEN else f"{elements} elements with given statistics"
+    if channels % _LANES[isa] and elements >= channels * _NORM_RAGGED and elements >= _NORM_GIVEN:
+        return None  # torch goes through channels that fill no vector one by one
+    if elements - _NORM_CHANNEL * channels >= (_NORM_FUSED if act else _NORM_ALONE):
+        return None
+    return f"{elements} elements in {channels} channels {'with' if act else 'without'} an activation"
 
 
 def _slower(op: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str, geometry: tuple[int, ...]) -> str | None:

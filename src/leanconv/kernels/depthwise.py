@@ -24,7 +24,7 @@ from torch import Tensor
 from leanconv import _native
 from leanconv.errors import Error
 from leanconv.kernels.choice import decide
-from leanconv.kernels.ops import autocast, register, register_autograd
+from leanconv.kernels.ops import autocast, eager, register, register_autograd
 from leanconv.kernels.threads import parallel_for
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "input_grad",
     "out_size",
     "pays",
+    "run",
     "weight_grad",
 ]
 
@@ -100,7 +101,7 @@ def depthwise_conv2d(
         return depthwise_conv2d(x.unsqueeze(0), weight, bias, stride, padding, dilation).squeeze(0)
     _check(x, weight, bias)
     sizes = geometry(x.shape, weight, stride, padding, dilation)
-    return torch.ops.leanconv.depthwise_conv2d(x, weight, bias, *sizes)  # type: ignore[no-any-return]
+    return run(x, weight, bias, *sizes)
 
 
 def geometry(
@@ -115,6 +116,18 @@ def geometry(
     sides = _sides(padding, (weight.shape[2], weight.shape[3]), strides, dilations)
     out_size(shape, weight.shape, strides, sides, dilations)
     return strides, sides, dilations
+
+
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """:func:`depthwise_conv2d` of arguments that fit: a batch, pairs, and padding as top, bottom, left, right."""
+    if not eager(x) or torch._C._is_any_autocast_enabled():
+        y: Tensor = torch.ops.leanconv.depthwise_conv2d(x, weight, bias, stride, padding, dilation)
+        return y
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        return _Depthwise.apply(x, weight, bias, stride, padding, dilation)  # type: ignore[no-any-return, no-untyped-call]
+    return forward(x, weight, bias, stride, padding, dilation)
 
 
 def depthwise_conv1d(
@@ -362,13 +375,34 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _forward_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    ops = torch.ops.leanconv
+    return _gradients(ctx, grad, ops.depthwise_conv2d_input, ops.depthwise_conv2d_weight)
+
+
+def _gradients(ctx: Any, grad: Tensor, of_input: Any, of_weight: Any) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
-    ops, needs, dx, dw, db = torch.ops.leanconv, ctx.needs_input_grad, None, None, None
+    needs, dx, dw, db = ctx.needs_input_grad, None, None, None
     if needs[0]:
-        dx = ops.depthwise_conv2d_input(grad, weight, x.shape, *ctx.geometry)
+        dx = of_input(grad, weight, x.shape, *ctx.geometry)
     if needs[1] or needs[2]:
-        dw, db = ops.depthwise_conv2d_weight(grad, x, weight.shape[2:], *ctx.geometry, needs[2])
+        dw, db = of_weight(grad, x, weight.shape[2:], *ctx.geometry, needs[2])
     return dx, dw, db if needs[2] else None, None, None, None
+
+
+class _Depthwise(torch.autograd.Function):
+    """The same derivatives without torch's dispatcher on the way, which takes longer than a small layer."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        y = forward(*inputs)
+        _keep(ctx, inputs, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() or not eager(grads[0]):
+            return _forward_backward(ctx, grads[0])
+        return _gradients(ctx, grads[0], input_grad, weight_grad)
 
 
 def _input_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:

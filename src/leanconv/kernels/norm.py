@@ -13,7 +13,7 @@ Bulo, Porzi and Kontschieder 2018, arXiv 1712.02616 (activations recomputed).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -32,12 +32,16 @@ __all__ = [
     "Normalises",
     "apply",
     "in_rows",
+    "infer",
     "norm_act",
     "norm_act_reference",
+    "run",
+    "train",
 ]
 
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu")
 _FUNCTIONS = (lambda z: z, F.relu, F.relu6, F.hardswish, F.silu)
+_PACKED = (("vectors", "mean", "rest", "var"), ("both", "dgamma", "dbeta"))  # rows of one tensor of float32
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -118,13 +122,46 @@ def norm_act(
             raise Error(f"norm_act: {name} must have shape ({x.shape[1]},), got {tuple(vector.shape)}")
     gamma, beta, mean, var = (None if v is None else v.to(_wide(x)) for v in (weight, bias, mean, var))
     number = ACTIVATIONS.index(act)
-    if not eager(x):
-        y, used, _, spread = torch.ops.leanconv.norm_act(x, gamma, beta, mean, var, eps, number)
-    elif torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, gamma, beta)):
-        y, used, _, spread = _NormAct.apply(x, gamma, beta, mean, var, eps, number)  # type: ignore[no-untyped-call]
-    else:
-        y, used, _, spread = _forward(x, gamma, beta, mean, var, eps, number)
+    if eager(x):
+        return run(x, gamma, beta, mean, var, eps, number)
+    y, used, _, spread = torch.ops.leanconv.norm_act(x, gamma, beta, mean, var, eps, number)
     return y, used, spread
+
+
+def run(
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+    act: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`norm_act` in eager mode of arguments that are known to fit, vectors in the dtype of the statistics."""
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (gamma is not None and gamma.requires_grad) or (beta is not None and beta.requires_grad)
+    ):
+        y, used, _, spread = _NormAct.apply(x, gamma, beta, mean, var, eps, act)  # type: ignore[no-untyped-call]
+    else:
+        y, used, _, spread = _forward(x, gamma, beta, mean, var, eps, act)
+    return y, used, spread
+
+
+def train(x: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, act: int) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`run` with the batch's statistics in native code; x is as :func:`in_rows` says, vectors are float32."""
+    y, vectors = _Native.apply(x, gamma, beta, eps, act)  # type: ignore[no-untyped-call]
+    mean, _, var = vectors.unbind()
+    return y, mean, var
+
+
+def infer(
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float, act: int
+) -> Tensor:
+    """y of :func:`run` for given statistics in native code, without gradient; x is as :func:`in_rows` says."""
+    y = torch.empty_like(x)
+    read = _present(gamma=gamma, beta=beta, mean=mean, var=var)
+    _call(False, x, act, True, eps, y=y, rest=_zeros(x.shape[1]), **read)
+    return y
 
 
 def norm_act_reference(
@@ -151,6 +188,8 @@ def norm_act_reference(
 
 def in_rows(x: Tensor) -> bool:
     """Whether the channels of each pixel lie side by side, as the native code needs them: channels_last, or (N, C)."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
 
 
@@ -250,20 +289,38 @@ def _as(y: Tensor, x: Tensor) -> Tensor:
 
 
 def _present(**tensors: Tensor | None) -> dict[str, Tensor]:
-    return {name: t.contiguous() for name, t in tensors.items() if t is not None}
+    return {name: t if t.is_contiguous() else t.contiguous() for name, t in tensors.items() if t is not None}
 
 
 def _call(backward: bool, x: Tensor, act: int, given: bool, eps: float, **tensors: Tensor) -> None:
     library = _native.load()
     assert library is not None  # the choice said so
     rows, channels = x.numel() // x.shape[1], x.shape[1]
-    scratch = torch.empty(library.norm_scratch(rows, channels) + 64, dtype=torch.uint8)
+    scratch = torch.empty(_scratch(rows, channels) + 64, dtype=torch.uint8)
     address = (scratch.data_ptr() + 63) // 64 * 64
-    addresses = {name: t.data_ptr() for name, t in tensors.items()} | {"x": x.data_ptr(), "scratch": address}
+    addresses = {name: t.data_ptr() for name, t in tensors.items()}
+    addresses["x"], addresses["scratch"] = x.data_ptr(), address
+    for names in _PACKED:
+        if names[0] in addresses:
+            first = addresses.pop(names[0])
+            for i, name in enumerate(names[1:]):
+                addresses[name] = first + 4 * channels * i
     library.norm(
         backward, (rows, channels), addresses, dtype=_DTYPES[x.dtype], act=act, given=given, eps=eps,
         parallel_for=parallel_for(),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=64)
+def _zeros(channels: int) -> Tensor:
+    return torch.zeros(channels)  # only ever read
+
+
+@lru_cache(maxsize=1024)
+def _scratch(rows: int, channels: int) -> int:
+    library = _native.load()
+    assert library is not None
+    return library.norm_scratch(rows, channels)
 
 
 def _fake_forward(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, eps: float, act: int) -> tuple[Tensor, ...]:
@@ -308,6 +365,34 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         return _differentiate(_backward, ctx, *grads)
+
+
+class _Native(torch.autograd.Function):
+    """Native code alone, for arguments that fit: gives y and (mean, rest, variance)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Any, beta: Any, eps: float, act: int) -> tuple[Tensor, Tensor]:
+        y, vectors = torch.empty_like(x), torch.empty(3, x.shape[1])
+        _call(False, x, act, False, eps, y=y, vectors=vectors, **_present(gamma=gamma, beta=beta))
+        ctx.eps, ctx.act = eps, act
+        ctx.mark_non_differentiable(vectors)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, gamma, beta, vectors)
+        return y, vectors
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 5
+        x, gamma, beta, vectors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            dx, dgamma, dbeta = _gradients(dy, x, gamma, beta, None, ctx.eps, ctx.act, again=True)
+        else:
+            dx, both = torch.empty_like(x), torch.empty(2, x.shape[1])
+            read = _present(gamma=gamma, beta=beta)
+            _call(True, x, ctx.act, False, ctx.eps, dy=_rows(dy), dx=dx, vectors=vectors, both=both, **read)
+            dgamma, dbeta = both.unbind()
+        return dx, None if gamma is None else dgamma, None if beta is None else dbeta, None, None
 
 
 _VECTORS = "Tensor? weight, Tensor? bias"

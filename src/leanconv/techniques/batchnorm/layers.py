@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from math import isfinite, prod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
+from leanconv._native import environment
 from leanconv.errors import Error
 from leanconv.kernels.choice import decide
 from leanconv.kernels.norm import ACTIVATIONS as ACTIVATIONS_FUSED
-from leanconv.kernels.norm import Norm, in_rows, norm_act
+from leanconv.kernels.norm import Norm, in_rows, infer, norm_act, run, train
 from leanconv.kernels.ops import eager
 from leanconv.techniques.batchnorm.normalise import normalise
 
@@ -27,6 +28,20 @@ ACTIVATIONS: dict[str, tuple[Activation, Callable[[], nn.Module]]] = {
     "hardswish": (F.hardswish, nn.Hardswish),
     "silu": (F.silu, nn.SiLU),
 }
+
+
+PLANS = 64  # shapes that a layer remembers
+# torch's batch norm keeps its input alone, so what comes out of it may be overwritten; the last two would keep a copy.
+_OVERWRITE: tuple[Activation, ...] = (lambda y: y, torch.relu_, lambda y: F.hardtanh_(y, 0.0, 6.0), F.hardswish, F.silu)
+
+
+class _Plan(NamedTuple):
+    """What runs for one shape: native code or torch, the memory format, the activation's number, values per channel."""
+
+    native: bool
+    form: torch.memory_format
+    act: int
+    values: int
 
 
 class BatchNorm(nn.Module):
@@ -51,6 +66,9 @@ class BatchNorm(nn.Module):
 
     Raises:
         Error: an argument out of range; an input of another shape; one value per channel in training.
+
+    On the CPU native code or torch computes it, whichever :mod:`leanconv.kernels.choice` takes for the shape (torch for
+    small float32 maps); ``LEANCONV_NATIVE=1`` keeps native code, which loses no digits to a large mean.
 
     Source:
         Table 2-1 (row S8); Ioffe & Szegedy 2015, arXiv 1502.03167.
@@ -78,6 +96,7 @@ class BatchNorm(nn.Module):
         on_single: Literal["raise", "running"] = "raise",
     ) -> None:
         super().__init__()
+        self._plans: dict[Any, _Plan | tuple[()]] = {}
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.activation, self.on_single, self.frozen = activation, on_single, False
@@ -91,6 +110,15 @@ class BatchNorm(nn.Module):
         batches = torch.tensor(0, dtype=torch.long, device=device)
         self.register_buffer("num_batches_tracked", batches if tracks else None)
         self.reset_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles decide for themselves."""
+        return {**self.__dict__, "_plans": {}}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "_plans" in self.__dict__:
+            self._plans.clear()
 
     def _validate(self) -> None:
         name = type(self).__name__
@@ -135,6 +163,72 @@ class BatchNorm(nn.Module):
         Raises:
             Error: the shape or dtype does not fit, or training gets one value per channel.
         """
+        batch = self._buffers.get("running_mean") is None or (self.training and not self.frozen)
+        if not eager(x):
+            return self._forward(x, batch)
+        gamma = self._parameters.get("weight")
+        beta = self._parameters.get("bias")
+        learns = torch.is_grad_enabled() and (
+            x.requires_grad or (gamma is not None and gamma.requires_grad) or (beta is not None and beta.requires_grad)
+        )
+        # To decide takes 50 microseconds, as long as a small layer; to find again what was decided takes three.
+        key = (x.shape, x.dtype, batch, learns, None if gamma is None else gamma.dtype, environment())
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._decided(key, x)
+        if not plan or not x.is_contiguous(memory_format=plan.form):
+            return self._forward(x, batch)
+        if plan.native:
+            return self._natives(x, plan, batch, learns)
+        return self._torchs(x, plan, batch)
+
+    def _decided(self, key: Any, x: Tensor) -> _Plan | tuple[()]:
+        """Which implementation an input of this shape takes, remembered; nothing where it is not simple."""
+        self._check_input(x)
+        act, values = self._fused(x), x.numel() // x.shape[1]
+        vectors = (*self._parameters.values(), self._buffers["running_mean"], self._buffers["running_var"])
+        if not in_rows(x) or x.dim() not in (2, 4) or values < 2:
+            return ()
+        if len(self._plans) >= PLANS:
+            self._plans.clear()
+        plan: _Plan | tuple[()] = ()
+        complete = {"weight", "bias"} <= self._parameters.keys()
+        if act is not None and complete and all(v is None or v.dtype == torch.float32 for v in vectors):
+            geometry = (int(key[2]), int(key[3]), ACTIVATIONS_FUSED.index(act))
+            native = decide("norm_act", tuple(x.shape), x.dtype, "cpu", geometry).implementation == "native"
+            form = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+            plan = _Plan(native, form, geometry[2], values)
+        self._plans[key] = plan
+        return plan
+
+    def _natives(self, x: Tensor, plan: _Plan, batch: bool, learns: bool) -> Tensor:
+        gamma, beta = self._parameters["weight"], self._parameters["bias"]
+        mean, var = self._buffers["running_mean"], self._buffers["running_var"]
+        if batch:
+            y, mean, var = train(x, gamma, beta, self.eps, plan.act)
+            self._track(mean, var, plan.values)
+            return y
+        assert mean is not None
+        assert var is not None
+        if learns:
+            return run(x, gamma, beta, mean, var, self.eps, plan.act)[0]
+        return infer(x, gamma, beta, mean, var, self.eps, plan.act)
+
+    def _torchs(self, x: Tensor, plan: _Plan, batch: bool) -> Tensor:
+        mean, var, share = self._buffers["running_mean"], self._buffers["running_var"], self.momentum
+        if batch and mean is not None:
+            if _recomputing():
+                mean = var = None
+            else:
+                seen = self._buffers["num_batches_tracked"]
+                assert seen is not None
+                seen.add_(1)
+                share = 1 / float(seen) if share is None else share
+        gamma, beta = self._parameters["weight"], self._parameters["bias"]
+        y = torch.batch_norm(x, gamma, beta, mean, var, batch, share or 0.0, self.eps, False)
+        return _OVERWRITE[plan.act](y)
+
+    def _forward(self, x: Tensor, batch: bool) -> Tensor:
         self._check_input(x)
         if x.numel() == 0:
             return self._activate(x * 1)  # nothing to normalise and nothing to learn from, as a tensor of its own

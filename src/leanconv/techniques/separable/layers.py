@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leanconv._native import environment
 from leanconv.errors import Error
-from leanconv.kernels.depthwise import depthwise_conv1d, depthwise_conv2d, pays
+from leanconv.kernels.depthwise import depthwise_conv1d, depthwise_conv2d, pays, run
 from leanconv.kernels.ops import eager
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 Size = int | tuple[int, ...]
+PLANS = 64  # shapes that a layer remembers
+_compiling, _autocasts = torch.compiler.is_compiling, torch._C._is_any_autocast_enabled
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _NATIVE: dict[int, Callable[..., Tensor]] = {1: depthwise_conv1d, 2: depthwise_conv2d}
@@ -87,9 +90,51 @@ class _Depthwise(_Conv):
             in_channels,
         ]
         super().__init__(*arguments, bias, padding_mode, device, dtype)  # type: ignore[call-arg]  # those of nn.Conv*d
+        self._plans: dict[Any, tuple[()] | tuple[bool, tuple[int, ...]]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles decide for themselves."""
+        return {**self.__dict__, "_plans": {}}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "_plans" in self.__dict__:
+            self._plans.clear()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C m, *spatial'); channel c makes outputs c m to c m + m - 1."""
+        weight = self._parameters.get("weight")
+        if type(x) is not Tensor or weight is None or _compiling():
+            return self._forward(x)
+        # To decide takes 50 microseconds, as long as a small convolution; to find again what was decided takes two.
+        learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        key = (x.shape, x.dtype, weight.dtype, learns, environment())
+        plan = self._plans.get(key)
+        if not plan or not x.is_contiguous(memory_format=torch.channels_last) or _autocasts():
+            y = self._forward(x)
+            if plan is None:
+                self._remember(key, x)
+            return y
+        native, pad = plan
+        if native:
+            return run(x, weight, self._parameters["bias"], self.stride, pad, self.dilation)
+        return torch.conv2d(x, weight, self._parameters["bias"], self.stride, pad, self.dilation, self.groups)
+
+    def _remember(self, key: Any, x: Tensor) -> None:
+        """Keep what :meth:`_forward` does with channels_last images of this shape: one call, or nothing to keep."""
+        if not eager(x) or _autocasts() or self.dims != 2 or x.dim() != 4 or not x.numel() or not x.is_cpu:
+            return
+        padded, pad = self._pad(x)
+        native = pays(x, self.weight, self.stride, self.dilation, key[3])
+        split = not native and runs_split(self.depth_multiplier, self.kernel_size, key[3])
+        if len(self._plans) >= PLANS:
+            self._plans.clear()
+        if padded is not x or isinstance(pad, int) or split or "bias" not in self._parameters:
+            self._plans[key] = ()
+        else:
+            self._plans[key] = (native, (pad[0], pad[0], pad[1], pad[1]) if native else pad)
+
+    def _forward(self, x: Tensor) -> Tensor:
         self._check(x)
         x, pad = self._pad(self._channels_last(x))
         learns = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)

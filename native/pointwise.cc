@@ -16,6 +16,7 @@ int32_t check_sizes(const lc_pointwise* p) {
 }
 
 int64_t scratch_of(lc_pointwise* p, bool backward) {
+  if (p->rows == 0) return 0;
   const lc_table& table = lc_table_of(p->isa);
   const int64_t from = table.pointwise_plan(*p, 0, backward);
   return from + lc_norm_scratch(p->rows, p->in_channels) + lc_norm_scratch(p->rows, p->out_channels);

@@ -336,6 +336,200 @@ void convolutions(Run& run) {
 
 // --- all of them ----------------------------------------------------------------------------------------------------
 
+// --- dropout --------------------------------------------------------------------------------------------------------
+
+void one_dropout(Run& run, lc_dropout d) {
+  d.size = sizeof d, d.isa = run.isa, d.key = 0x9E3779B97F4A7C15u, d.parallel_for = run.pool, d.scale = 1.25;
+  d.x = (void*)run.numbers(d.samples * d.elements, d.dtype);
+  d.y = run.results(d.samples * d.elements, d.dtype);
+  if (d.exact && d.elements > LC_DROPOUT_ROW) d.cuts = run.scratch<int64_t>(2 * (d.batch ? 1 : d.samples));
+  run.done(told({d.dtype, d.exact, d.batch, d.samples, d.elements, d.channels, d.limit}), lc_dropout_apply(&d));
+}
+
+void dropouts(Run& run) {
+  int number = 0;
+  for (const int64_t samples : {0, 1, 3, 20})
+    for (const int64_t elements : {0, 1, 7, 8, 9, 63, 65, 255, 257, 600, 5000}) {
+      const int32_t exact = number % 2, batch = number % 3 == 0, dtype = number % 5 == 0;
+      ++number;
+      one_dropout(run, {0, 0, dtype, exact, batch, 0, 0, 3, samples, elements, 1, exact ? elements / 3 : 40000});
+    }
+  for (const int64_t channels : {2, 3, 16, 17, 64, 100})
+    for (const int64_t positions : {1, 5, 16, 33})
+      one_dropout(run, {0, 0, (int32_t)(positions % 2), 0, 0, 0, 0, 1, 4, channels * positions, channels, 30000});
+  one_dropout(run, {0, 0, 0, 0, 0, 0, 0, UINT64_MAX, 2, 70001, 1, 65535});
+
+  Random random(4);
+  for (int i = 0; i < 500; ++i) {
+    lc_dropout d = {sizeof d, run.isa, 0, 0, 0, 0, 1, 1, random.of(kExtremes), random.of(kExtremes), random.of(kExtremes),
+                    random.of(kExtremes), 1.0, nullptr, nullptr, nullptr, run.pool};
+    if (d.samples >= 0 && d.elements >= 0 && d.channels >= 0) continue;  // may be right
+    run.done(told({d.samples, d.elements, d.channels, d.limit}), lc_dropout_apply(&d), LC_BAD_ARGUMENT);
+  }
+}
+
+void one_spread(Run& run, int32_t by_rows, int64_t rows, int64_t columns, int64_t every) {
+  lc_spread s = {sizeof s, run.isa, by_rows, 0, rows, columns, 0, nullptr, nullptr, nullptr, run.pool};
+  const int64_t marks = by_rows ? rows : columns;
+  s.keep = run.scratch<uint8_t>(marks);
+  for (int64_t i = 0; i < marks; ++i) s.kept += s.keep[i] = i % every == 0;
+  s.part = (float*)run.floats(s.kept * (by_rows ? columns : rows));
+  s.full = run.result<float>(rows * columns);
+  run.done(told({by_rows, rows, columns, every}), lc_spread_out(&s));
+}
+
+void spreads(Run& run) {
+  for (const int32_t by_rows : {0, 1})
+    for (const int64_t rows : {0, 1, 7, 300})
+      for (const int64_t columns : {0, 1, 15, 16, 17, 400})
+        for (const int64_t every : {1, 2, 5}) one_spread(run, by_rows, rows, columns, every);
+}
+
+// --- convolutions between two batch norms ---------------------------------------------------------------------------
+
+// A norm's vectors; its gradients are read where `given_gradients`, else written where there is a norm at all.
+lc_norm between(Run& run, int64_t channels, int32_t act, bool given, bool there, bool written, bool given_gradients) {
+  lc_norm n = {};
+  n.act = act, n.given = given, n.eps = 1e-3;
+  if (!there) return n;
+  n.gamma = run.floats(channels), n.beta = run.floats(channels);
+  float** moments[] = {&n.mean, &n.rest, &n.var};
+  for (float** const m : moments) {
+    *m = written ? run.result<float>(channels) : run.scratch<float>(channels);
+    for (int64_t c = 0; !written && c < channels; ++c) (*m)[c] = m == moments[1] ? 1e-8f : 0.5f + (float)(c % 7);
+  }
+  float** gradients[] = {&n.dgamma, &n.dbeta};
+  for (float** g : gradients) *g = given_gradients ? (float*)run.floats(channels) : run.result<float>(channels);
+  return n;
+}
+
+struct Setting {
+  int32_t bf16, act, after;
+  int32_t normed, measured, raw, given, drops;
+};
+
+Setting setting(int number) {
+  return {number % 3 == 0, number % 5, (number / 2) % 5, number % 4 != 0, number % 3, number % 2, number % 7 == 0, number % 6 == 0};
+}
+
+void fill(float* p, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = 0.0f;
+}
+
+void one_pointwise(Run& run, int64_t rows, int64_t in, int64_t out, Setting s) {
+  for (const int32_t backward : {0, 1}) {
+    lc_pointwise p = {};
+    p.size = sizeof p, p.isa = run.isa, p.dtype = s.bf16, p.normed = s.normed, p.raw = s.raw, p.scale = 1.25f;
+    p.measured = backward ? s.measured : s.measured > 0 && !s.given;
+    p.rows = rows, p.in_channels = in, p.out_channels = out, p.threads = 3, p.parallel_for = run.pool;
+    p.x = run.numbers(rows * in, s.bf16);
+    p.y = backward ? (void*)run.numbers(rows * out, s.bf16) : run.results(rows * out, s.bf16);
+    p.weight = run.floats(in * out);
+    if (s.drops) {
+      uint8_t* keep = run.scratch<uint8_t>(rows * in);
+      for (int64_t i = 0; i < rows * in; ++i) keep[i] = i % 3 != 0;
+      p.keep = keep;
+    }
+    p.before = between(run, in, s.act, s.given, s.normed, false, false);
+    p.after = between(run, out, s.after, s.given, p.measured, !backward && rows, backward && s.measured == 2);
+    if (!s.normed || !backward || !rows) fill(p.before.dgamma, p.before.dgamma ? in : 0), fill(p.before.dbeta, p.before.dbeta ? in : 0);
+    if (p.measured == 1 && (!backward || !rows)) fill(p.after.dgamma, out), fill(p.after.dbeta, out);
+    if (backward) {
+      p.dy = run.numbers(rows * out, s.bf16), p.dx = run.results(rows * in, s.bf16);
+      p.dweight = rows ? run.result<float>(in * out) : run.scratch<float>(in * out);
+    }
+    p.scratch_size = lc_pointwise_scratch(&p, backward);
+    p.scratch = run.aligned_scratch(p.scratch_size);
+    run.done(told({backward, rows, in, out, s.bf16, s.act, s.after, s.normed, s.measured, s.raw, s.given, s.drops}),
+             backward ? lc_pointwise_backward(&p) : lc_pointwise_forward(&p));
+  }
+}
+
+void pointwises(Run& run) {
+  int number = 0;
+  for (const int64_t rows : {0, 1, 2, 13, 14, 15, 100})
+    for (const int64_t in : {1, 3, 16, 17, 33, 230})
+      for (const int64_t out : {1, 5, 14, 15, 32, 65}) one_pointwise(run, rows, in, out, setting(number++));
+  one_pointwise(run, 700, 450, 240, setting(1));
+  one_pointwise(run, 3000, 20, 33, setting(2));
+  one_pointwise(run, 9000, 7, 9, setting(9));
+
+  Random random(5);
+  for (int i = 0; i < 500; ++i) {
+    lc_pointwise p = {};
+    p.size = sizeof p, p.isa = run.isa, p.parallel_for = run.pool;
+    p.rows = random.of(kExtremes), p.in_channels = random.of(kExtremes), p.out_channels = random.of(kExtremes);
+    p.threads = 1 + random.below(2) * 64;
+    if (lc_pointwise_scratch(&p, i % 2) >= 0) continue;
+    run.done(told({p.rows, p.in_channels, p.out_channels}), lc_pointwise_forward(&p), LC_BAD_ARGUMENT);
+    run.done(told({p.rows, p.in_channels, p.out_channels}), lc_pointwise_backward(&p), LC_BAD_ARGUMENT);
+  }
+}
+
+void one_channelwise(Run& run, const Conv& c, Setting s) {
+  for (const int32_t backward : {0, 1}) {
+    lc_channelwise p = {};
+    p.size = sizeof p, p.isa = run.isa, p.normed = s.normed, p.raw = s.raw, p.threads = 3, p.parallel_for = run.pool;
+    p.measured = backward ? s.measured : s.measured > 0 && !s.given;
+    lc_depthwise& d = p.conv;
+    d = of(run, c), d.bf16 = s.bf16;
+    d.out_height = out_of(c.height, c.kernel_height, c.stride_height, c.pad_height, c.dilation_height, c.more);
+    d.out_width = out_of(c.width, c.kernel_width, c.stride_width, c.pad_width, c.dilation_width, c.more);
+    const int64_t x_size = c.images * c.height * c.width * c.channels, w_size = c.channels * c.kernel_height * c.kernel_width;
+    const int64_t y_size = c.images * d.out_height * d.out_width * c.channels;
+    const bool none = x_size == 0 || y_size == 0;
+    d.x = (void*)run.numbers(x_size, s.bf16);
+    d.y = backward || none ? (void*)run.numbers(y_size, s.bf16) : run.results(y_size, s.bf16);
+    d.weight = (float*)run.floats(w_size);
+    p.before = between(run, c.channels, s.act, s.given, s.normed, false, false);
+    p.after = between(run, c.channels, s.after, s.given, p.measured, !backward && !none, backward && s.measured == 2);
+    if (p.before.dgamma && (!backward || none)) fill(p.before.dgamma, c.channels), fill(p.before.dbeta, c.channels);
+    if (p.measured == 1 && (!backward || none)) fill(p.after.dgamma, c.channels), fill(p.after.dbeta, c.channels);
+    if (backward) {
+      p.dy = run.numbers(y_size, s.bf16);
+      p.dx = none ? (void*)run.numbers(x_size, s.bf16) : run.results(x_size, s.bf16);
+      p.dweight = none ? run.scratch<float>(w_size) : run.result<float>(w_size);
+    }
+    p.scratch_size = lc_channelwise_scratch(&p, backward);
+    p.scratch = run.aligned_scratch(p.scratch_size);
+    run.done(told({backward, c.images, c.height, c.width, c.channels, c.kernel_height, c.stride_height, c.pad_height,
+                   c.dilation_height, c.more, s.bf16, s.act, s.after, s.normed, s.measured, s.raw, s.given}),
+             backward ? lc_channelwise_backward(&p) : lc_channelwise_forward(&p));
+  }
+}
+
+void channelwises(Run& run) {
+  int number = 0;
+  for (const int64_t channels : {1, 3, 8, 15, 16, 17, 33})
+    for (const int64_t side : {1, 4, 7, 9})
+      for (const int64_t stride : {1, 2, 3}) {
+        const int64_t kernel = 1 + 2 * (number % 3), dilation = 1 + number % 2, pad = number % 5;
+        one_channelwise(run, {2, side, side + 2, channels, 1, kernel, kernel, stride, stride, pad, pad, dilation, dilation},
+                        setting(number));
+        ++number;
+      }
+  one_channelwise(run, {0, 5, 5, 8, 1, 3, 3, 1, 1, 1, 1, 1, 1}, setting(1));
+  one_channelwise(run, {2, 70, 70, 40, 1, 3, 3, 1, 1, 1, 1, 1, 1}, setting(1));   // several bands
+  one_channelwise(run, {1, 75, 90, 33, 1, 5, 5, 2, 2, 2, 2, 1, 1}, setting(5));
+  one_channelwise(run, {1, 60, 80, 35, 1, 3, 3, 1, 1, 2, 2, 2, 2}, setting(3));
+  one_channelwise(run, {1, 3, 3, 20, 1, 3, 3, 1, 1, 9, 9, 1, 1}, setting(2));     // rows of zeros alone
+  one_channelwise(run, {70, 3, 3, 5, 1, 3, 3, 2, 2, 1, 1, 1, 1}, setting(7));     // more images than groups
+  one_channelwise(run, {1, 9, 1500, 16, 1, 3, 3, 1, 1, 1, 1, 1, 1, 0, 1}, setting(1));
+
+  Random random(6);
+  for (int i = 0; i < 500; ++i) {
+    lc_channelwise p = {};
+    p.size = sizeof p, p.isa = run.isa, p.threads = 1 + random.below(2) * 64, p.parallel_for = run.pool;
+    int64_t* const sizes[] = {&p.conv.images, &p.conv.height, &p.conv.width, &p.conv.channels, &p.conv.out_height,
+                              &p.conv.out_width, &p.conv.kernel_height, &p.conv.stride_height, &p.conv.pad_height};
+    p.conv.multiplier = p.conv.kernel_width = p.conv.stride_width = p.conv.dilation_height = p.conv.dilation_width = 1;
+    for (int64_t* size : sizes) *size = random.of(kExtremes);
+    if (lc_channelwise_scratch(&p, i % 2) >= 0) continue;
+    run.done("refused " + std::to_string(i), lc_channelwise_forward(&p), LC_BAD_ARGUMENT);
+    run.done("refused " + std::to_string(i), lc_channelwise_backward(&p), LC_BAD_ARGUMENT);
+  }
+}
+
 struct Family {
   const char* calls;  // what it calls, separated by spaces; a test compares them with the library's functions
   void (*cases)(Run&);
@@ -344,6 +538,10 @@ const Family kFamilies[] = {
     {"lc_keep_mask lc_keep_exact", masks},
     {"lc_norm_scratch lc_norm_forward lc_norm_backward", norms},
     {"lc_depthwise_scratch lc_depthwise_forward lc_depthwise_backward_input lc_depthwise_backward_weight", convolutions},
+    {"lc_dropout_apply", dropouts},
+    {"lc_spread_out", spreads},
+    {"lc_pointwise_scratch lc_pointwise_forward lc_pointwise_backward", pointwises},
+    {"lc_channelwise_scratch lc_channelwise_forward lc_channelwise_backward", channelwises},
 };
 
 // Whether a pass went well and wrote the same bits as the first one; what did not is printed.

@@ -58,8 +58,10 @@ _CALLS = (
     "lc_norm_scratch",
     "lc_norm_forward",
     "lc_norm_backward",
+    "lc_pointwise_scratch",
     "lc_pointwise_forward",
     "lc_pointwise_backward",
+    "lc_channelwise_scratch",
     "lc_channelwise_forward",
     "lc_channelwise_backward",
 )

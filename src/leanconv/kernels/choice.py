@@ -43,6 +43,9 @@ _LEAST_WIDTH: dict[tuple[str, str], tuple[int, int]] = {
     ("depthwise_input", "avx2"): (5, 7),
     ("depthwise_input", "bf16"): (5, 1),
 }
+# A separable block as one operation: least input channels, and elements of the output at the input's size.
+_BLOCK_INPUTS = 24
+_BLOCK_ELEMENTS = 1 << 14
 _SEQUENCE = 15  # the same for kernels of one row
 
 # Batch norm in float32, measured by benchmarks/shapes.py.
@@ -83,7 +86,8 @@ def choose(
         threads: threads that torch may use; no rule depends on them so far.
         forced: True native required, False torch required, None free.
         geometry: of a convolution: kernel height and width, then stride, then dilation, and the channel multiplier; of
-            norm_act: 1 or 0 for statistics of the batch, for gradients, and the activation's number.
+            norm_act: 1 or 0 for statistics of the batch, for gradients, and the activation's number; of
+            separable_block: its input channels.
 
     Raises:
         Error: an unknown operation; native code is required and there is none.
@@ -94,7 +98,7 @@ def choose(
         return Choice("torch", "LEANCONV_NATIVE=0")
     lacks = _lacks(op, dtype, device, isa)
     if lacks is None:
-        rule = _slower_norm if op == "norm_act" else _slower
+        rule = {"norm_act": _slower_norm, "separable_block": _slower_block}.get(op, _slower)
         slower = None if forced or not geometry else rule(op, shape, dtype, isa or "", geometry)
         if slower is not None:
             return Choice("torch", f"faster than native {isa} code: {slower}")
@@ -129,6 +133,16 @@ def _slower_norm(
     if elements - _NORM_CHANNEL * channels >= (_NORM_FUSED if act else _NORM_ALONE):
         return None
     return f"{elements} elements in {channels} channels {'with' if act else 'without'} an activation"
+
+
+def _slower_block(
+    op: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str, geometry: tuple[int, ...]
+) -> str | None:
+    """Why the layers of a separable block are faster one by one than as one operation, None: they are not."""
+    inputs, elements = geometry[0], prod(shape)
+    if inputs < _BLOCK_INPUTS:
+        return f"sums over {inputs} channels leave the product's units idle"
+    return f"{elements} elements are little for the call" if elements < _BLOCK_ELEMENTS else None
 
 
 def _slower(op: str, shape: tuple[int, ...], dtype: torch.dtype, isa: str, geometry: tuple[int, ...]) -> str | None:

@@ -176,7 +176,7 @@ def runs_fused(x: Tensor, depthwise: Tensor, pointwise: Tensor, shape: Sequence[
     if depthwise.dtype not in (torch.float32, _storage(x)):
         return False
     out = (shape[0], pointwise.shape[0], shape[2], shape[3])
-    return decide("separable_block", out, _storage(x), x.device.type).implementation == "native"
+    return decide("separable_block", out, _storage(x), x.device.type, (int(shape[1]),)).implementation == "native"
 
 
 def _check(depthwise: Tensor, pointwise: Tensor, between: Norm, after: Norm) -> None:

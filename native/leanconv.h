@@ -181,7 +181,7 @@ LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smalles
 LC_API int32_t lc_dropout_apply(const lc_dropout* dropout);
 LC_API int32_t lc_spread_out(const lc_spread* spread);
 LC_API int64_t lc_norm_scratch(int64_t rows, int64_t channels);  // bytes; -1 for sizes out of range
-LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y, and mean, rest and var unless given
+LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y (null: not wanted), and mean, rest and var unless given
 LC_API int32_t lc_norm_backward(lc_norm* norm);                   // dx, dgamma and dbeta from x, dy and what forward gave
 LC_API int64_t lc_depthwise_scratch(const lc_depthwise* conv);  // floats that each of the three needs; negative: -failure
 LC_API int32_t lc_depthwise_forward(const lc_depthwise* conv);

@@ -67,6 +67,7 @@ int32_t lc_norm_forward(lc_norm* n) {
     table.norm_merge(*n, 0, n->plan.width);
     table.norm_settle(*n, 0, n->channels);
   }
+  if (n->y == nullptr) return LC_OK;
   table.norm_factors(*n, 0, n->channels);
   return split(n, table.norm_apply, n->plan.rows, grain(n));
 }

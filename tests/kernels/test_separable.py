@@ -19,7 +19,7 @@ import leanconv
 from leanconv import _native
 from leanconv.errors import Error
 from leanconv.kernels import separable as kernels
-from leanconv.kernels.norm import Norm
+from leanconv.kernels.norm import Norm, norm_act_reference
 from leanconv.kernels.separable import separable_block, separable_reference
 from leanconv.kernels.threads import parallel_for
 from leanconv.techniques.batchnorm import BatchNorm2d, freeze
@@ -340,9 +340,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     whole = kernels._run_forward
 
-    def told(x: Tensor, lean: bool, specs: list[Any]) -> Any:
+    def told(x: Tensor, lean: bool, specs: list[Any], *rest: Any) -> Any:
         found.extend(True for _ in specs)
-        return whole(x, lean, specs)
+        return whole(x, lean, specs, *rest)
 
     monkeypatch.setattr(kernels, "_run_forward", told)
     return found
@@ -389,6 +389,69 @@ def test_any_network_runs_its_blocks_as_one_and_copies_do(isa: str, monkeypatch:
             torch.testing.assert_close(one.state_dict()[name], value, msg=name)
     fast.eval()
     torch.testing.assert_close(fast(x), reference.eval()(x))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_chain_after_a_norm_by_the_error_rule(frozen: bool, isa: str) -> None:
+    shapes = ((3, 24, 9, 7), (3, 40, 9, 7))
+    blocks = [tensors(shapes[0], 40)[1:], tensors(shapes[1], 17)[1:]]
+    vectors = [numbers(24, seed=21).abs() + 0.5, numbers(24, seed=22)]
+    fixed = (numbers(24, seed=23), numbers(24, seed=24).abs() + 0.5) if frozen else (None, None)
+    x, dy = tensors(shapes[0], 40)[0], numbers(3, 17, 5, 4, seed=9)
+
+    def outputs(dtype: torch.dtype, one: Any, normal: Any) -> list[Tensor]:
+        y, *learned = (t.to(dtype).requires_grad_() for t in (x, *vectors, *blocks[0], *blocks[1]))
+        inputs = y
+        lead = Norm(learned[0], learned[1], *(None if t is None else t.to(dtype) for t in fixed), 1e-3, "relu6")
+        parts = [learned[2:8], learned[8:14]]
+        norms = [(Norm(*p[2:4], eps=1e-3, act="silu"), Norm(*p[4:6], eps=1e-3, act="silu")) for p in parts]
+        sizes = [{"padding": 1}, {"padding": 1, "stride": 2}]
+        if one is None:
+            y, moments = kernels.separable_chain(
+                y,
+                [kernels.BlockInputs(*p[:2], *n, **s) for p, n, s in zip(parts, norms, sizes, strict=True)],
+                lead=lead,
+            )
+            assert len(moments) == 5
+            found = list(moments[0])
+        else:
+            y, found = normal(y, lead)
+            for p, n, s in zip(parts, norms, sizes, strict=True):
+                y = one(y, *p[:2], *n, **s)[0]
+        return [y.detach(), *found, *torch.autograd.grad(y, (inputs, *learned), dy.to(dtype))]
+
+    def reference(x: Tensor, norm: Norm) -> tuple[Tensor, list[Tensor]]:
+        y, mean, var = norm_act_reference(x, *norm)
+        return y, [mean, var]
+
+    far = outputs(torch.float64, separable_reference, reference)
+    theirs, ours = outputs(torch.float32, torchs, normed), outputs(torch.float32, None, None)
+    for mine, other, want in zip(ours, theirs, far, strict=True):
+        error, allowed, largest = ((t.double()).abs().max() for t in (mine - want, other - want, want))
+        assert error <= 2 * allowed + 1e-5 * max(1.0, float(largest)), (error, allowed, largest)
+
+
+def test_a_norm_before_the_blocks_joins_them(isa: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU6())
+    model, x = nn.Sequential(stem, network(False)).train(), numbers(6, 3, 11, 11)
+    fast, told = leanconv.accelerate(model, example=x)
+    assert any(edit.why.startswith("0.1 to 1.10: 2 separable blocks") for edit in told.edits)
+    y, want = fast(x), model(x)
+    torch.testing.assert_close(y, want)
+    y.square().mean().backward()
+    want.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(fast.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(fast.state_dict()[name], value, msg=name)
+    x.requires_grad_()
+    seconds = []
+    for one in (fast, model):
+        (first,) = torch.autograd.grad(one(x).square().mean(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), x)[0])
+    torch.testing.assert_close(*seconds, rtol=1e-2, atol=1e-3 * float(seconds[1].abs().max()))
 
 
 def test_members_run_their_layers_where_the_block_does_not(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:

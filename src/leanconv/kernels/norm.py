@@ -36,6 +36,7 @@ __all__ = [
     "norm_act",
     "norm_act_reference",
     "run",
+    "statistics",
     "train",
 ]
 
@@ -191,6 +192,13 @@ def in_rows(x: Tensor) -> bool:
     if x.dim() == 4:
         return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, what rounding left of it, and biased variance of each channel in native code; x must be :func:`in_rows`."""
+    used, rest, spread = (torch.empty(x.shape[1]) for _ in range(3))
+    _call(False, x, 0, False, 0.0, mean=used, rest=rest, var=spread)
+    return used, rest, spread
 
 
 def apply(

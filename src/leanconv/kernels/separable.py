@@ -29,6 +29,7 @@ from leanconv.kernels.choice import decide
 from leanconv.kernels.depthwise import Padding, Pair, depthwise_conv2d, depthwise_reference
 from leanconv.kernels.norm import ACTIVATIONS, Norm, norm_act, norm_act_reference
 from leanconv.kernels.norm import apply as norm_apply
+from leanconv.kernels.norm import statistics as norm_statistics
 from leanconv.kernels.ops import eager, register, register_autograd
 from leanconv.kernels.threads import parallel_for
 
@@ -104,24 +105,25 @@ def separable_block(
     sizes = depthwise_kernels.geometry(x.shape, depthwise, stride, padding, dilation)
     flat = (depthwise, pointwise, *_flat(between, x.dtype), *_flat(after, x.dtype), *sizes, keep, float(scale))
     if seen:
-        y, *moments = _chained(x, lean, flat)
+        y, *moments = _chained(x, lean, (*_NO_LEAD, *flat))
     else:  # the operation makes its own choice
         y, _, _, *moments = torch.ops.leanconv.separable_block(x, *flat, bool(lean))
     return y, (moments[0], moments[2]), (moments[3], moments[5])
 
 
 def separable_chain(
-    x: Tensor, blocks: Sequence[BlockInputs], lean: bool = False
-) -> tuple[Tensor, list[tuple[Moments, Moments]]]:
-    """Blocks one after the other; what lies between two of them is never written.
+    x: Tensor, blocks: Sequence[BlockInputs], lean: bool = False, lead: Norm | None = None
+) -> tuple[Tensor, list[Moments]]:
+    """Blocks one after the other, perhaps after a norm; what lies between two of them is never written.
 
     Args:
         x: (N, C, H, W).
         blocks: at least one; each takes what the one before gives, and :func:`runs_fused` holds for each.
         lean: as of :func:`separable_block`.
+        lead: a norm and activation of x before the first block; None: there is none.
 
     Returns:
-        The last block's y; and per block the moments that its norms used.
+        The last block's y; and the moments that the norms used, in order: the leading one's, then two per block.
 
     Raises:
         Error: shapes, dtypes or settings do not fit.
@@ -135,9 +137,9 @@ def separable_chain(
         flat += [block.depthwise, block.pointwise, *_flat(block.between, x.dtype), *_flat(block.after, x.dtype)]
         flat += [*sizes, None, 1.0]
         shape = _out_shape(shape, block.depthwise, block.pointwise, sizes)
-    y, *moments = _chained(x, lean, tuple(flat))
-    parts = [moments[i : i + 6] for i in range(0, len(moments), 6)]
-    return y, [((m[0], m[2]), (m[3], m[5])) for m in parts]
+    first = _NO_LEAD if lead is None else _flat(lead, x.dtype)
+    y, *moments = _chained(x, lean, (*first, *flat))
+    return y, [(moments[i], moments[i + 2]) for i in range(0, len(moments), 3)]
 
 
 def separable_reference(
@@ -253,6 +255,8 @@ class _Spec(NamedTuple):
 
 _FLAT = 19
 """Arguments of a block."""
+_NO_LEAD = (None, None, None, None, 0.0, -1)
+"""In the place of a norm before the first block."""
 
 
 # --- native code
@@ -297,14 +301,22 @@ def _stage(kind: str, backward: bool, sizes: tuple[int, ...], tensors: dict[str,
 
 
 def _depthwise_stage(
-    backward: bool, x: Tensor, d: Tensor, spec: _Spec, before: Any, measured: int, after: Any, **tensors: Tensor
+    backward: bool,
+    x: Tensor,
+    d: Tensor,
+    spec: _Spec,
+    before: Any,
+    measured: int,
+    after: Any,
+    raw: bool = True,
+    **tensors: Tensor,
 ) -> None:
     stride, padding, dilation = spec.geometry
     sizes = (int(x.dtype == torch.bfloat16), x.shape[0], x.shape[2], x.shape[3], x.shape[1], 1, *d.shape[2:])
     sizes += (*spec.depthwise.shape[2:], *stride, padding[0], padding[2], *dilation)
     weight = spec.depthwise.float().contiguous()
     read = {"x": x, "y": d, "weight": weight} | tensors
-    _stage("channelwise", backward, sizes, read, before=before, after=after, measured=measured, raw=True)
+    _stage("channelwise", backward, sizes, read, before=before, after=after, measured=measured, raw=raw)
 
 
 def _pointwise_stage(
@@ -339,8 +351,15 @@ def _filtered(x: Tensor, spec: _Spec, before: Any, after: Any = None) -> Tensor:
     return d
 
 
-def _run_forward(x: Tensor, lean: bool, specs: list[_Spec]) -> tuple[Tensor, list[_Kept]]:
+def _run_forward(
+    x: Tensor, lean: bool, specs: list[_Spec], lead: tuple[Any, ...] = _NO_LEAD
+) -> tuple[Tensor, list[_Kept], tuple[Tensor, ...]]:
+    """y, what each block leaves, and the moments of the norm before the first."""
     source, before, kept = depthwise_kernels.in_last(x), None, []
+    leading: tuple[Tensor, ...] = ()
+    if lead[5] >= 0:
+        leading = norm_statistics(source) if lead[2] is None else _moments(lead, source.shape[1])
+        before = _fields(lead, leading)
     for spec in specs:
         first = _moments(spec.between, spec.depthwise.shape[0])
         second = _moments(spec.after, spec.pointwise.shape[0])
@@ -351,35 +370,46 @@ def _run_forward(x: Tensor, lean: bool, specs: list[_Spec]) -> tuple[Tensor, lis
         kept.append(_Kept(d.new_empty(0) if lean else d, p, first, second))
         source, before = p, after
     weight, bias, _, _, eps, act = specs[-1].after
-    return norm_apply(source, weight, bias, kept[-1].second, eps, act), kept  # type: ignore[arg-type]
+    return norm_apply(source, weight, bias, kept[-1].second, eps, act), kept, leading  # type: ignore[arg-type]
 
 
 Grads = list[Tensor | None]
 
 
-def _run_backward(dy: Tensor, x: Tensor, specs: list[_Spec], kept: list[_Kept]) -> tuple[Tensor, list[Grads]]:
-    """The gradient of x; per block those of both weights, gamma and beta between, gamma and beta after."""
+def _run_backward(
+    dy: Tensor,
+    x: Tensor,
+    specs: list[_Spec],
+    kept: list[_Kept],
+    lead: tuple[Any, ...] = _NO_LEAD,
+    leading: tuple[Tensor, ...] = (),
+) -> tuple[Tensor, list[Grads]]:
+    """The gradient of x; per block those of both weights, gamma and beta between, gamma and beta after; of the lead."""
+    norms = [(lead, leading), *((s.after, k.second) for s, k in zip(specs, kept, strict=True))]
     found: list[Grads] = []
     grad = depthwise_kernels.in_last(dy.to(x.dtype))
+    del dy
     sources = [depthwise_kernels.in_last(x), *(k.p for k in kept[:-1])]
     outer = [torch.empty(specs[-1].pointwise.shape[0]) for _ in range(2)]  # of gamma and beta after the block
     for i in range(len(specs) - 1, -1, -1):
         spec, (d, p, first, second) = specs[i], kept[i]
         inner = [torch.empty(spec.depthwise.shape[0]) for _ in range(2)]
-        nearer = [] if i == 0 else [torch.empty(specs[i - 1].pointwise.shape[0]) for _ in range(2)]
-        before = None if i == 0 else _fields(specs[i - 1].after, kept[i - 1].second, *nearer)
+        nearer = [torch.empty(sources[i].shape[1]) for _ in range(2)] if norms[i][1] else []
+        before = _fields(*norms[i], *nearer) if norms[i][1] else None
         between, after = _fields(spec.between, first, *inner), _fields(spec.after, second, *outer)
         if not d.numel():
             d = _filtered(sources[i], spec, before)
         dd, dpointwise = torch.empty_like(d), torch.empty(spec.pointwise.shape)
         last = i == len(specs) - 1
         _pointwise_stage(True, d, p, spec, between, 1 if last else 2, after, dy=grad, dx=dd, dweight=dpointwise)
+        grad = dd  # lets go of what is as large as what comes next
         dx, ddepthwise = torch.empty_like(sources[i]), torch.empty(spec.depthwise.shape)
-        _depthwise_stage(True, sources[i], d, spec, before, 2, between, dy=dd, dx=dx, dweight=ddepthwise)
+        read = {"dy": grad, "dx": dx, "dweight": ddepthwise}
+        _depthwise_stage(True, sources[i], d, spec, before, 2, between, raw=i > 0, **read)
         weights = (ddepthwise.to(spec.depthwise.dtype), dpointwise.to(spec.pointwise.dtype))
         found.append([*weights, *inner, *outer])
         grad, outer = dx, nearer
-    return grad, found[::-1]
+    return grad, [*found[::-1], list(outer)]
 
 
 # --- torch's operations
@@ -395,13 +425,17 @@ def _plain(x: Tensor, lean: bool, spec: _Spec) -> tuple[Tensor, _Kept]:
     return depthwise_kernels.in_last(y), _Kept(d.new_empty(0) if lean else d, p, moments[0], moments[1])
 
 
-def _gradients(dy: Tensor, x: Tensor, specs: list[_Spec], again: bool) -> tuple[Tensor, list[Grads]]:
-    """Through the layers one by one, differentiable where that is asked for (``again``)."""
-    sources = [x, *(t for s in specs for t in (s.depthwise, s.pointwise, *s.between[:2], *s.after[:2]))]
+def _gradients(
+    dy: Tensor, x: Tensor, specs: list[_Spec], again: bool, lead: tuple[Any, ...] = _NO_LEAD
+) -> tuple[Tensor, list[Grads]]:
+    """As :func:`_run_backward`, through the layers one by one, differentiable where that is asked for (``again``)."""
+    sources = [x, *(t for s in specs for t in (s.depthwise, s.pointwise, *s.between[:2], *s.after[:2])), *lead[:2]]
     with torch.enable_grad():
         wide = [None if t is None else t if again and t.requires_grad else t.detach().requires_grad_() for t in sources]
         y = wide[0]
         assert y is not None
+        if lead[5] >= 0:
+            y = norm_act(y, *_norm((*wide[-2:], *lead[2:])))[0]
         for i, spec in enumerate(specs):
             depthwise, pointwise, *vectors = wide[1 + 6 * i : 7 + 6 * i]
             assert depthwise is not None
@@ -414,7 +448,7 @@ def _gradients(dy: Tensor, x: Tensor, specs: list[_Spec], again: bool) -> tuple[
         found = iter(torch.autograd.grad(y, [t for t in wide if t is not None], dy, create_graph=again))
     grads = [None if t is None else next(found) for t in wide]
     assert grads[0] is not None
-    return grads[0], [grads[i : i + 6] for i in range(1, len(grads), 6)]
+    return grads[0], [*(grads[i : i + 6] for i in range(1, len(grads) - 2, 6)), grads[-2:]]
 
 
 # --- operations
@@ -427,11 +461,11 @@ def _arguments(found: Grads) -> Grads:
 
 
 def _chained(x: Tensor, lean: bool, flat: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """y and six vectors per block."""
+    """y, three vectors of a norm before the blocks, and six per block."""
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *flat)):
         return _Chain.apply(x, lean, *flat)  # type: ignore[no-any-return, no-untyped-call]
-    y, kept = _run_forward(x, lean, _specs(flat))
-    return y, *(t for k in kept for t in (*k.first, *k.second))
+    y, kept, leading = _run_forward(x, lean, _specs(flat[6:]), flat[:6])
+    return y, *leading, *(t for k in kept for t in (*k.first, *k.second))
 
 
 def _specs(flat: Sequence[Any]) -> list[_Spec]:
@@ -443,9 +477,8 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lean: bool, *flat: Any) -> tuple[Tensor, ...]:
-        specs = _specs(flat)
-        y, kept = _run_forward(x, lean, specs)
-        moments = [t for k in kept for t in (*k.first, *k.second)]
+        y, kept, leading = _run_forward(x, lean, _specs(flat[6:]), flat[:6])
+        moments = [*leading, *(t for k in kept for t in (*k.first, *k.second))]
         ctx.mark_non_differentiable(*moments)
         ctx.set_materialize_grads(False)
         ctx.tensors = [isinstance(t, Tensor) for t in flat]
@@ -459,24 +492,26 @@ class _Chain(torch.autograd.Function):
         if dy is None:
             return (None,) * (2 + len(ctx.rest))
         x, *saved = ctx.saved_tensors
-        count = len(ctx.rest) // _FLAT
-        tensors = iter(saved[8 * count :])
-        specs = _specs([next(tensors) if t else rest for t, rest in zip(ctx.tensors, ctx.rest, strict=True)])
+        count, led = (len(ctx.rest) - 6) // _FLAT, 3 * (ctx.rest[5] >= 0)
+        tensors = iter(saved[8 * count + led :])
+        flat = [next(tensors) if t else rest for t, rest in zip(ctx.tensors, ctx.rest, strict=True)]
+        specs, lead = _specs(flat[6:]), tuple(flat[:6])
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
-            dx, found = _gradients(dy, x, specs, again=True)
+            dx, found = _gradients(dy, x, specs, True, lead)
         else:
-            maps, vectors = saved[: 2 * count], saved[2 * count : 8 * count]
-            parts = (vectors[6 * i : 6 * i + 6] for i in range(count))
+            maps, vectors = saved[: 2 * count], saved[2 * count : 8 * count + led]
+            parts = (vectors[i : i + 6] for i in range(led, len(vectors), 6))
             kept = [_Kept(maps[2 * i], maps[2 * i + 1], tuple(v[:3]), tuple(v[3:])) for i, v in enumerate(parts)]
-            dx, found = _run_backward(dy, x, specs, kept)
-        grads = [dx, None, *(g for block in found for g in _arguments(block))]
+            dx, found = _run_backward(dy, x, specs, kept, lead, tuple(vectors[:led]))
+        first = [*(found[-1] or (None, None)), None, None, None, None]
+        grads = [dx, None, *first, *(g for block in found[:-1] for g in _arguments(block))]
         return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
 def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     spec, lean = _Spec.of(rest), rest[_FLAT]
     if runs_fused(x, spec.depthwise, spec.pointwise):
-        y, (kept,) = _run_forward(x, lean, [spec])
+        y, (kept,), _ = _run_forward(x, lean, [spec])
     else:
         y, kept = _plain(x, lean, spec)
     return y, kept.d, kept.p, *kept.first, *kept.second
@@ -485,9 +520,9 @@ def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 def _backward(dy: Tensor, d: Tensor, p: Tensor, moments: list[Tensor], x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     spec = _Spec.of(rest)
     if runs_fused(x, spec.depthwise, spec.pointwise):
-        dx, (found,) = _run_backward(dy, x, [spec], [_Kept(d, p, tuple(moments[:3]), tuple(moments[3:]))])
+        dx, (found, _) = _run_backward(dy, x, [spec], [_Kept(d, p, tuple(moments[:3]), tuple(moments[3:]))])
     else:
-        dx, (found,) = _gradients(dy, x, [spec], again=False)
+        dx, (found, _) = _gradients(dy, x, [spec], again=False)
     blank = [spec.depthwise, spec.pointwise, *moments[:2], *moments[3:5]]
     return depthwise_kernels.in_last(dx), *(
         torch.zeros_like(b) if t is None else t for t, b in zip(found, blank, strict=True)
@@ -526,10 +561,10 @@ def _differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     tensors = iter(ctx.saved_tensors[8:])
     inputs = [next(tensors) if t else rest for t, rest in zip(ctx.tensors, ctx.rest, strict=True)]
     if torch.is_grad_enabled():  # the gradient is to be differentiated again
-        dx, (found,) = _gradients(dy, inputs[0], [_Spec.of(inputs[1:])], again=True)
+        dx, blocks = _gradients(dy, inputs[0], [_Spec.of(inputs[1:])], again=True)
+        found = blocks[0]
     else:
-        dx, *rest = torch.ops.leanconv.separable_block_backward(dy, d, p, moments, *inputs)
-        found = list(rest)
+        dx, *found = torch.ops.leanconv.separable_block_backward(dy, d, p, moments, *inputs)
     grads = [dx, *_arguments(found), None]
     return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 

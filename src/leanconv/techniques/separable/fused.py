@@ -18,7 +18,7 @@ from leanconv.kernels.ops import eager
 from leanconv.kernels.separable import BlockInputs, runs_fused, separable_chain
 from leanconv.techniques.separable.layers import DepthwiseConv2d, PointwiseConv2d
 
-__all__ = ["Block", "Ready", "is_depthwise", "ready", "run", "watched"]
+__all__ = ["Block", "Plan", "Ready", "is_depthwise", "ready", "run", "watched"]
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -74,18 +74,33 @@ class Block:
         return cls(depthwise, between, first, pointwise, after, second, tuple(layers)) if fits else None  # type: ignore[arg-type]
 
 
-def ready(blocks: Sequence[Block], x: Tensor) -> list[Ready] | None:
+class Plan(NamedTuple):
+    """What the norms of a chain would do now: the one before it, if there is one, and those of each block."""
+
+    lead: Norm | None
+    blocks: list[Ready]
+
+
+def ready(blocks: Sequence[Block], x: Tensor, lead: Normalises | None = None) -> Plan | None:
     """What :func:`run` needs; None where layers must run one by one: hooks, modes, dtypes, other activations.
 
     Args:
         blocks: each takes what the one before gives.
-        x: the first one's input.
+        x: the input.
+        lead: a norm of x before the first block.
 
     Raises:
         Error: as the norms.
     """
     if not eager(x) or torch_module._global_forward_hooks or x.dim() != 4:
         return None
+    first = None
+    if lead is not None:
+        if watched(lead) or x.shape[1] != lead.num_features or not x.numel():  # type: ignore[arg-type]
+            return None
+        first = lead.prepared(tuple(x.shape))
+        if first is None:
+            return None
     shape, found = tuple(x.shape), []
     for block in blocks:
         one = _ready(block, x, shape)
@@ -93,7 +108,7 @@ def ready(blocks: Sequence[Block], x: Tensor) -> list[Ready] | None:
             return None
         found.append(one)
         shape = one.out_shape
-    return found
+    return Plan(first, found)
 
 
 def _ready(block: Block, x: Tensor, shape: tuple[int, ...]) -> Ready | None:
@@ -114,14 +129,15 @@ def _ready(block: Block, x: Tensor, shape: tuple[int, ...]) -> Ready | None:
     return None if between is None or after is None else Ready(between, after, inner, outer)
 
 
-def run(blocks: Sequence[Block], x: Tensor, found: Sequence[Ready], lean: bool = False) -> Tensor:
+def run(blocks: Sequence[Block], x: Tensor, plan: Plan, lean: bool = False, lead: Normalises | None = None) -> Tensor:
     """The last block's output; moments are told to the norms.
 
     Args:
         blocks: of :func:`ready`.
         x: likewise.
-        found: what it gave.
+        plan: what it gave.
         lean: as of :func:`leanconv.kernels.separable.separable_chain`.
+        lead: of :func:`ready`.
     """
     inputs = [
         BlockInputs(
@@ -133,12 +149,15 @@ def run(blocks: Sequence[Block], x: Tensor, found: Sequence[Ready], lean: bool =
             b.depthwise.padding,
             b.depthwise.dilation,
         )
-        for b, r in zip(blocks, found, strict=True)
+        for b, r in zip(blocks, plan.blocks, strict=True)
     ]
-    y, moments = separable_chain(x, inputs, lean)
-    for block, one, (first, second) in zip(blocks, found, moments, strict=True):
-        block.between.observe(one.shape, *first)
-        block.after.observe(one.out_shape, *second)
+    y, moments = separable_chain(x, inputs, lean, plan.lead)
+    used = iter(moments)
+    if lead is not None:
+        lead.observe(tuple(x.shape), *next(used))
+    for block, one in zip(blocks, plan.blocks, strict=True):
+        block.between.observe(one.shape, *next(used))
+        block.after.observe(one.out_shape, *next(used))
     return y
 
 

@@ -9,23 +9,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from leanconv.contract import Context, Edit, Refusal
 from leanconv.graph import Graph, Step
-from leanconv.techniques.separable.fused import Block, Ready, is_depthwise, ready, run, watched
+from leanconv.kernels.norm import Normalises
+from leanconv.techniques.separable.fused import Block, Plan, is_depthwise, ready, run, watched
 
 __all__ = ["fuse"]
 
 
 @dataclass
 class Run:
-    """Blocks whose layers stand apart in a network; ``ready``: they are running as one now."""
+    """Blocks whose layers stand apart in a network, perhaps after a norm; ``plan``: they are running as one now."""
 
     blocks: list[Block]
     lean: bool = False
-    ready: list[Ready] | None = None
+    lead: Any = None
+    plan: Plan | None = None
 
 
 @dataclass
@@ -44,21 +47,22 @@ class Member:
     def __call__(self, x: Tensor) -> Tensor:
         """The layer's output; where the blocks run as one, x until the last member, there the last block's output."""
         if self.first:
-            self.run.ready = ready(self.run.blocks, x)
-        found = self.run.ready
-        if found is None:
+            self.run.plan = ready(self.run.blocks, x, self.run.lead)
+        plan = self.run.plan
+        if plan is None:
             return type(self.layer).forward(self.layer, x)  # type: ignore[no-any-return]
         if not self.last:
             return x
-        self.run.ready = None
-        return run(self.run.blocks, x, found, self.run.lean)
+        self.run.plan = None
+        return run(self.run.blocks, x, plan, self.run.lean, self.run.lead)
 
 
 def fuse(ctx: Context, lean: bool = False) -> list[Edit | Refusal]:
     """Every depthwise convolution with the norm, pointwise convolution and norm that alone follow it, as one operation.
 
-    Blocks that follow each other become one operation together: what lies between them is never written. Exact, no
-    entry of the state_dict changes, and every layer keeps its class and place. Activations must stand inside the norms
+    Blocks that follow each other become one operation together, and a norm before them joins: what lies between is
+    never written. Exact, no entry of the state_dict changes, and every layer keeps its class and place. Activations
+    must stand inside the norms
     (``convert`` with ``to="fused"`` puts them there), and layers must be called once. A
     :class:`~leanconv.nn.SeparableConv2d` runs its own layers as one without being asked; here it joins its neighbours.
 
@@ -105,15 +109,27 @@ def _chain(graph: Graph, step: Step | None) -> Iterator[Step]:
         step = graph.only_consumer(step) if found < 4 else None
 
 
+def _lead(graph: Graph, step: Step) -> Step | None:
+    """The norm that gives this step its input, if nobody else reads it."""
+    found = graph.producer(step.inputs[0])
+    while found is not None and isinstance(found.module, nn.Identity):
+        found = graph.producer(found.inputs[0])
+    if found is None or not isinstance(found.module, Normalises) or not _follows(graph, found, step):
+        return None
+    told = found.module.prepared((2, found.module.num_features, 2, 2)) is not None
+    return found if told and not _unfit(graph, [found]) else None
+
+
+def _copied(layer: nn.Module) -> nn.Module:
+    """The layer with its very parameters, whose forward can be another."""
+    new = copy.copy(layer)
+    for name in ("_parameters", "_buffers", "_modules"):
+        new.__dict__[name] = dict(layer.__dict__[name])
+    return new
+
+
 def _block(steps: list[Step]) -> Block | None:
-    copies = []
-    for step in steps:
-        assert step.module is not None
-        new = copy.copy(step.module)
-        for name in ("_parameters", "_buffers", "_modules"):
-            new.__dict__[name] = dict(step.module.__dict__[name])
-        copies.append(new)
-    return Block.of(copies)
+    return Block.of([_copied(step.module) for step in steps if step.module is not None])
 
 
 def _unfit(graph: Graph, steps: list[Step]) -> str:
@@ -131,6 +147,10 @@ def _unfit(graph: Graph, steps: list[Step]) -> str:
 def _edit(graph: Graph, chain: list[tuple[list[Step], Block]], lean: bool) -> Edit:
     run = Run([block for _, block in chain], lean)
     places = [place for steps, block in chain for place in zip(steps, block.layers, strict=True)]
+    lead = _lead(graph, places[0][0])
+    if lead is not None and lead.module is not None:
+        run.lead = _copied(lead.module)
+        places.insert(0, (lead, run.lead))
     put: dict[str, nn.Module] = {}
     for i, (step, layer) in enumerate(places):
         layer.forward = Member(layer, run, i == 0, i == len(places) - 1)

@@ -23,7 +23,9 @@ def test_every_operation_is_told_and_the_environment_counts(
     found = told(capsys)
     assert set(found) == set(NATIVE)
     if _native.available():
-        assert found["norm_act"] == "native"
+        assert found["norm_act"] == found["separable_block"] == "native"
+        small = told(capsys, "--shape", "1", "16", "8", "8")
+        assert small["norm_act"] == small["separable_block"] == "torch"
         assert told(capsys, "--kernel", "7")["depthwise_weight"] == "native"
         assert told(capsys, "--shape", "4", "256", "1000", "--kernel", "31")["depthwise_forward"] == "native"
         assert told(capsys, "--dtype", "float64")["norm_act"] == "torch"

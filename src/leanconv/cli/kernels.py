@@ -70,11 +70,13 @@ def _rows(arguments: argparse.Namespace, shape: tuple[int, ...], dtype: torch.dt
     maps = (shape[0], shape[1], 1, shape[2]) if flat else shape
     sides = [(1, n) if flat else (n, n) for n in (arguments.kernel, arguments.stride, arguments.dilation)]
     geometry = (*(n for pair in sides for n in pair), arguments.multiplier)
+    # Of a layer that learns, its norm with a ReLU after it.
+    others: dict[str, tuple[int, ...]] = {"norm_act": (1, 1, 1), "separable_block": (shape[1],)}
     rows = []
     for op in NATIVE:
         depthwise, mask = op.startswith("depthwise"), op.startswith("keep")
         size = (shape[0], shape[1] * max(1, maps[2] * maps[3])) if mask else maps
         kind = torch.bool if mask else dtype
-        choice = decide(op, size, kind, "cpu", geometry if depthwise else ())
+        choice = decide(op, size, kind, "cpu", geometry if depthwise else others.get(op, ()))
         rows.append({"operation": op, "implementation": choice.implementation, "why": choice.why})
     return rows

@@ -200,7 +200,8 @@ def _check(depthwise: Tensor, pointwise: Tensor, between: Norm, after: Norm) -> 
 def _storage(x: Tensor) -> torch.dtype:
     """The dtype of maps: autocast's where it is on."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    on = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)  # others, such as meta, know no autocast
+    return torch.get_autocast_dtype(device) if on else x.dtype
 
 
 def _flat(norm: Norm, dtype: torch.dtype) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import leanconv
 from leanconv import models
@@ -79,6 +80,21 @@ def test_a_training_follows_that_of_the_network_as_it_was() -> None:
             found.append(loss.item())
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)  # rounding grows: the last maps have four pixels
+
+
+@pytest.mark.parametrize("width", [0.25, 1.0])
+def test_checkpoints_recompute_what_ran(width: float) -> None:
+    """Layers that torch runs, layers of our own and blocks: the same ones, and statistics move once."""
+    model, x = models.small(width=width).train(), torch.randn(16, 3, 32, 32)
+    for network in (model, leanconv.accelerate(model, example=x)[0]):
+        seen = []
+        for run in (network, lambda x, network=network: checkpoint(network, x, use_reentrant=False)):
+            image = x.clone().requires_grad_()
+            before = {name: value.clone() for name, value in network.state_dict().items()}
+            (grad,) = torch.autograd.grad(run(image).square().mean(), image)
+            seen.append((grad, {name: value.clone() for name, value in network.state_dict().items()}))
+            network.load_state_dict(before)
+        torch.testing.assert_close(seen[0], seen[1])
 
 
 def test_an_optimizer_goes_along() -> None:

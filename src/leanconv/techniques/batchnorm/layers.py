@@ -218,7 +218,7 @@ class BatchNorm(nn.Module):
         mean, var, share = self._buffers["running_mean"], self._buffers["running_var"], self.momentum
         if batch and mean is not None:
             if _recomputing():
-                mean = var = None
+                mean, var = mean.clone(), None if var is None else var.clone()  # as many are saved as at first
             else:
                 seen = self._buffers["num_batches_tracked"]
                 assert seen is not None

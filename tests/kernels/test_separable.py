@@ -352,6 +352,18 @@ def test_the_layer_runs_as_one_unless_somebody_looks_on(isa: str, monkeypatch: p
         model(numbers(1, 4, 2, 2))  # 1x1 after the second block's stride
 
 
+def test_a_norm_with_a_forward_of_its_own_stays_outside(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    model, x = network(True).train(), numbers(3, 4, 8, 8)
+    found = calls(monkeypatch)
+    model[1].norm_pw = Doubled(20)
+    model(x)
+    assert len(found) == 1
+
+
 def test_any_network_runs_its_blocks_as_one_and_copies_do(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = network(False).train(), numbers(6, 4, 9, 9)
     found = calls(monkeypatch)

@@ -18,7 +18,7 @@ from leanconv.kernels.ops import eager
 from leanconv.kernels.separable import BlockInputs, runs_fused, separable_chain
 from leanconv.techniques.separable.layers import DepthwiseConv2d, PointwiseConv2d
 
-__all__ = ["Block", "Plan", "Ready", "is_depthwise", "ready", "run", "watched"]
+__all__ = ["Block", "Plan", "Ready", "is_depthwise", "normalises", "ready", "run", "watched"]
 
 ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -66,8 +66,8 @@ class Block:
         if (rest and second is None) or not is_depthwise(depthwise) or not is_pointwise(pointwise):
             return None
         fits = (
-            isinstance(between, Normalises)
-            and isinstance(after, Normalises)
+            normalises(between)
+            and normalises(after)
             and between.num_features == depthwise.out_channels == pointwise.in_channels
             and after.num_features == pointwise.out_channels
         )
@@ -165,6 +165,13 @@ def _with(norm: Norm | None, act: str | None) -> Norm | None:
     if norm is None or act is None:
         return norm
     return norm._replace(act=act) if norm.act == "none" else None
+
+
+def normalises(layer: nn.Module) -> bool:
+    """Whether it is a norm that a block can take in: what it prepares is what its forward does, in subclasses too."""
+    kinds = type(layer).__mro__
+    owners = [next((kind for kind in kinds if name in vars(kind)), None) for name in ("forward", "prepared")]
+    return isinstance(layer, Normalises) and owners[0] is owners[1] and "forward" not in vars(layer)
 
 
 def is_depthwise(layer: nn.Module) -> bool:

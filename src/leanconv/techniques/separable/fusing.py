@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from leanconv.contract import Context, Edit, Refusal
 from leanconv.graph import Graph, Step
-from leanconv.kernels.norm import Normalises
-from leanconv.techniques.separable.fused import Block, Plan, is_depthwise, ready, run, watched
+from leanconv.techniques.separable.fused import Block, Plan, is_depthwise, normalises, ready, run, watched
 
 __all__ = ["fuse"]
 
@@ -114,9 +113,10 @@ def _lead(graph: Graph, step: Step) -> Step | None:
     found = graph.producer(step.inputs[0])
     while found is not None and isinstance(found.module, nn.Identity):
         found = graph.producer(found.inputs[0])
-    if found is None or not isinstance(found.module, Normalises) or not _follows(graph, found, step):
+    if found is None or found.module is None or not normalises(found.module) or not _follows(graph, found, step):
         return None
-    told = found.module.prepared((2, found.module.num_features, 2, 2)) is not None
+    norm: Any = found.module
+    told = norm.prepared((2, norm.num_features, 2, 2)) is not None
     return found if told and not _unfit(graph, [found]) else None
 
 

@@ -198,6 +198,21 @@ def test_views_that_overlap_or_lie_otherwise(isa: str) -> None:
     by_the_rule([wide, *inputs[1:]], ("silu", "silu"), padding=1)
 
 
+def test_vectors_and_weights_may_be_strided(isa: str) -> None:
+    x, dw, pw, *norms = tensors((2, 8, 6, 6), 10)
+    want = results(separable_block, [x, dw, pw, *norms], ("silu", "silu"), padding=1)[0]
+    dw, pw, *norms = (torch.stack([t, t + 1], -1)[..., 0] for t in (dw, pw, *norms))
+    found = separable_block(
+        x,
+        dw,
+        pw,
+        Norm(norms[0], norms[1], eps=1e-3, act="silu"),
+        Norm(norms[2], norms[3], eps=1e-3, act="silu"),
+        padding=1,
+    )[0]
+    assert torch.equal(found, want)
+
+
 def test_the_sums_of_the_product_know_each_half(isa: str) -> None:
     """The native product without the norm before it, and without the one after it."""
     assert LIBRARY is not None

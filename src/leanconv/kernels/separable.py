@@ -5,8 +5,8 @@
 Layer by layer these are sixteen passes over the maps forward and twenty-six backward. Here each convolution makes its
 input from the output of the one before, norm and activation in its load, and the statistics of its own output in its
 epilogue; backward it makes the gradient of its output in its load, and the sums that the norm before it needs in its
-epilogue. So a chain of blocks writes d and p alone, reads each once, and keeps them; in the lean mode p alone: d is
-computed again. Native code for float32 and bfloat16 on the CPU; everywhere else the same layers one by one.
+epilogue. So a chain of blocks writes d and p alone, reads each once forward and twice backward, and keeps them; in the
+lean mode p alone: d is computed again. Native code for float32 and bfloat16 on the CPU; everywhere else the same layers one by one.
 
 Sources: Howard et al. 2017, arXiv 1704.04861 (the block); Ioffe and Szegedy 2015, arXiv 1502.03167; Bulo, Porzi and
 Kontschieder 2018, arXiv 1712.02616 (activations recomputed).
@@ -80,7 +80,7 @@ def separable_block(
 
     Args:
         x: (N, C, H, W).
-        depthwise: (C * m, 1, K_h, K_w).
+        depthwise: (C * m, 1, K_h, K_w); above multiplier m = 1 the layers run one by one.
         pointwise: (Cout, C * m, 1, 1).
         between: of C * m channels.
         after: of Cout channels.
@@ -206,7 +206,7 @@ def _storage(x: Tensor) -> torch.dtype:
 
 def _flat(norm: Norm, dtype: torch.dtype) -> tuple[Any, ...]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    vectors = (None if v is None else v.to(wide) for v in norm[:4])
+    vectors = (None if v is None else v.to(wide).contiguous() for v in norm[:4])  # native code takes addresses
     return *vectors, float(norm.eps), ACTIVATIONS.index(norm.act)
 
 

@@ -165,7 +165,7 @@ class BatchNorm(nn.Module):
         """
         batch = self._buffers.get("running_mean") is None or (self.training and not self.frozen)
         if not eager(x):
-            return self._forward(x, batch)
+            return self._forward(x)
         gamma = self._parameters.get("weight")
         beta = self._parameters.get("bias")
         learns = torch.is_grad_enabled() and (
@@ -177,7 +177,7 @@ class BatchNorm(nn.Module):
         if plan is None:
             plan = self._decided(key, x)
         if not plan or not x.is_contiguous(memory_format=plan.form):
-            return self._forward(x, batch)
+            return self._forward(x)
         if plan.native:
             return self._natives(x, plan, batch, learns)
         return self._torchs(x, plan, batch)
@@ -228,7 +228,7 @@ class BatchNorm(nn.Module):
         y = torch.batch_norm(x, gamma, beta, mean, var, batch, share or 0.0, self.eps, False)
         return _OVERWRITE[plan.act](y)
 
-    def _forward(self, x: Tensor, batch: bool) -> Tensor:
+    def _forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
         if x.numel() == 0:
             return self._activate(x * 1)  # nothing to normalise and nothing to learn from, as a tensor of its own

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from leanconv import _native
+from leanconv._native import structures
 from leanconv.errors import Error
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +118,9 @@ def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
         library.keep_mask(0, 0, 1, 8, 65536, address)
     with pytest.raises(Error, match="out of range"):
         library.keep_exact(0, 0, 1, 8, 9, address)
-    monkeypatch.setattr(_native, "_SIZE", 8)
+    monkeypatch.setattr(
+        _native.library, "Mask", type("Longer", (structures.Mask,), {"_fields_": [("more", ctypes.c_int)]})
+    )
     with pytest.raises(Error, match="another size"):
         library.keep_mask(0, 0, 1, 8, 3, address)
     assert list(out) == [0] * 8
@@ -126,10 +129,10 @@ def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "struct"),
     [
-        ("lc_mask", _native.Mask),
-        ("lc_dropout", _native.Dropout),
-        ("lc_spread", _native.Spread),
-        ("lc_depthwise", _native.Depthwise),
+        ("lc_mask", structures.Mask),
+        ("lc_dropout", structures.Dropout),
+        ("lc_spread", structures.Spread),
+        ("lc_depthwise", structures.Depthwise),
     ],
 )
 def test_structs_agree_with_the_header(name, struct):
@@ -192,7 +195,7 @@ DEPTHWISE = (0, 1, 3, 3, 4, 1, 3, 3, 3, 3, 1, 1, 1, 1, 1, 1)
     [("channels", -1), ("multiplier", 0), ("stride_width", 0), ("pad_height", -1), ("images", 2**50), ("width", 2**62)],
 )
 def test_the_depthwise_convolution_refuses_bad_sizes(library, field, value):
-    at = [name for name, _ in _native.Depthwise._fields_].index(field) - 2
+    at = [name for name, _ in structures.Depthwise._fields_].index(field) - 2
     sizes = (*DEPTHWISE[:at], value, *DEPTHWISE[at + 1 :])
     with pytest.raises(
         Error, match=f"native depthwise convolution: an argument is out of range, got .*{field}={value}"

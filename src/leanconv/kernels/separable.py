@@ -6,7 +6,8 @@ Layer by layer these are sixteen passes over the maps forward and twenty-six bac
 input from the output of the one before, norm and activation in its load, and the statistics of its own output in its
 epilogue; backward it makes the gradient of its output in its load, and the sums that the norm before it needs in its
 epilogue. So a chain of blocks writes d and p alone, reads each once forward and twice backward, and keeps them; in the
-lean mode p alone: d is computed again. Native code for float32 and bfloat16 on the CPU; everywhere else the same layers one by one.
+lean mode p alone: d is computed again. Native code for float32 and bfloat16 on the CPU; everywhere else the same layers
+one by one.
 
 Sources: Howard et al. 2017, arXiv 1704.04861 (the block); Ioffe and Szegedy 2015, arXiv 1502.03167; Bulo, Porzi and
 Kontschieder 2018, arXiv 1712.02616 (activations recomputed).

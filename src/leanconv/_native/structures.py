@@ -1,0 +1,168 @@
+"""The argument structs of native/leanconv.h, as ctypes has them: one packed struct per call."""
+
+from __future__ import annotations
+
+import ctypes
+
+__all__ = ["DEPTHWISE_SIZES", "Channelwise", "Depthwise", "Dropout", "Mask", "Norm", "Pointwise", "Spread"]
+
+_NORM_ADDRESSES = (
+    "x", "dy", "y", "dx", "gamma", "beta", "mean", "rest", "var", "dgamma", "dbeta", "scratch", "parallel_for",
+)  # fmt: skip
+
+
+class Mask(ctypes.Structure):
+    """``lc_mask`` of native/leanconv.h: one packed struct per call."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("key", ctypes.c_uint64),
+        ("sample", ctypes.c_uint64),
+        ("rows", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+        ("limit", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class Dropout(ctypes.Structure):
+    """``lc_dropout`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("exact", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("key", ctypes.c_uint64),
+        ("sample", ctypes.c_uint64),
+        ("samples", ctypes.c_int64),
+        ("elements", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("limit", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("cuts", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class Spread(ctypes.Structure):
+    """``lc_spread`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("by_rows", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("kept", ctypes.c_int64),
+        ("keep", ctypes.c_void_p),
+        ("full", ctypes.c_void_p),
+        ("part", ctypes.c_void_p),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class Norm(ctypes.Structure):
+    """``lc_norm`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("act", ctypes.c_int32),
+        ("given", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _NORM_ADDRESSES),
+        ("plan", ctypes.c_int64 * 10),
+    )
+
+
+class Depthwise(ctypes.Structure):
+    """``lc_depthwise`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("bf16", ctypes.c_int64),
+        ("images", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("multiplier", ctypes.c_int64),
+        ("out_height", ctypes.c_int64),
+        ("out_width", ctypes.c_int64),
+        ("kernel_height", ctypes.c_int64),
+        ("kernel_width", ctypes.c_int64),
+        ("stride_height", ctypes.c_int64),
+        ("stride_width", ctypes.c_int64),
+        ("pad_height", ctypes.c_int64),
+        ("pad_width", ctypes.c_int64),
+        ("dilation_height", ctypes.c_int64),
+        ("dilation_width", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("scratch", ctypes.c_void_p),
+        ("scratch_size", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+    )
+
+
+class Pointwise(ctypes.Structure):
+    """``lc_pointwise`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("normed", ctypes.c_int32),
+        ("measured", ctypes.c_int32),
+        ("raw", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("rows", ctypes.c_int64),
+        ("in_channels", ctypes.c_int64),
+        ("out_channels", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("x", "keep", "y", "dy", "dx", "weight", "dweight", "scratch")),
+        ("scratch_size", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        ("before", Norm),
+        ("after", Norm),
+        ("plan", ctypes.c_int64 * 11),
+    )
+
+
+class Channelwise(ctypes.Structure):
+    """``lc_channelwise`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("normed", ctypes.c_int32),
+        ("measured", ctypes.c_int32),
+        ("raw", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("conv", Depthwise),
+        *((name, ctypes.c_void_p) for name in ("dy", "dx", "dweight", "scratch")),
+        ("scratch_size", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        ("before", Norm),
+        ("after", Norm),
+        ("plan", ctypes.c_int64 * 12),
+    )
+
+
+DEPTHWISE_SIZES = 16
+"""Fields of :class:`Depthwise` between isa and x."""

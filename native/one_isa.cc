@@ -14,6 +14,7 @@ namespace {
 #include "kernels/depthwise.inl.h"
 #include "kernels/depthwise_rows.inl.h"
 #include "kernels/depthwise_weight.inl.h"
+#include "kernels/product.inl.h"
 #include "kernels/pointwise.inl.h"
 #include "kernels/channelwise.inl.h"
 }  // namespace

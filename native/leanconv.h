@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define LC_ABI 3
+#define LC_ABI 4
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "leanconv's native kernels are written for little-endian machines"
@@ -78,7 +78,8 @@ struct lc_dropout {
 };
 enum { LC_DROPOUT_ROW = 4096 };
 
-// Rows or columns, side by side in `part`, go where `keep` is 1 in `full`, (rows, columns); the rest of it becomes 0.
+// Rows or columns, side by side in `part`, and the places in `full`, (rows, columns), where `keep` is 1: lc_spread_out takes
+// them there, and the rest becomes 0; lc_gather_in takes them from there.
 struct lc_spread {
   uint32_t size;  // sizeof(lc_spread)
   int32_t isa;
@@ -86,8 +87,9 @@ struct lc_spread {
   int32_t reserved;
   int64_t rows;
   int64_t columns;
-  int64_t kept;   // how many ones `keep` holds
-  uint8_t* keep;  // (rows or columns), 0 or 1
+  int64_t kept;    // how many ones `keep` holds
+  int64_t stride;  // floats from one row of `part` to the next
+  uint8_t* keep;   // (rows or columns), 0 or 1
   float* full;
   float* part;
   lc_parallel_for parallel_for;
@@ -180,6 +182,7 @@ LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-b
 LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1
 LC_API int32_t lc_dropout_apply(const lc_dropout* dropout);
 LC_API int32_t lc_spread_out(const lc_spread* spread);
+LC_API int32_t lc_gather_in(const lc_spread* spread);
 LC_API int64_t lc_norm_scratch(int64_t rows, int64_t channels);  // bytes; -1 for sizes out of range
 LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y (null: not wanted), and mean, rest and var unless given
 LC_API int32_t lc_norm_backward(lc_norm* norm);                   // dx, dgamma and dbeta from x, dy and what forward gave

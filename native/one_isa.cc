@@ -24,6 +24,7 @@ namespace {
 __attribute__((visibility("hidden"))) extern const lc_table LC_JOIN(lc_table_, LC_ISA);
 const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     mask_blocks, mask_revive, exact_rows, dropout_tasks, dropout_cuts, dropout_tiles, spread_rows,
+    gather_rows,
     norm_stats, norm_merge, norm_settle, norm_factors, norm_apply, norm_sums, norm_add, norm_slopes,
     norm_regain, norm_gradient,
     depthwise_scratch, depthwise_blocks, depthwise_tasks, depthwise_pack, depthwise_pack_flipped, depthwise_rows,

@@ -10,6 +10,7 @@ struct lc_table {
   void (*dropout_cuts)(const lc_dropout& dropout, int64_t begin, int64_t end);   // rows of the mask
   void (*dropout_tiles)(const lc_dropout& dropout, int64_t begin, int64_t end);  // tasks
   void (*spread_rows)(const lc_spread& spread, int64_t begin, int64_t end);      // rows of the full matrix
+  void (*gather_rows)(const lc_spread& spread, int64_t begin, int64_t end);      // likewise
   void (*norm_stats)(const lc_norm& norm, int64_t begin, int64_t end);     // chunks of rows
   void (*norm_merge)(const lc_norm& norm, int64_t begin, int64_t end);     // columns
   void (*norm_settle)(const lc_norm& norm, int64_t begin, int64_t end);    // channels

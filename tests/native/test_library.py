@@ -106,7 +106,7 @@ def test_another_abi_is_told_not_raised(library, monkeypatch):
     monkeypatch.setattr(_native, "ABI", 999)
     told = _native._check(library.path)
     assert isinstance(told, str)
-    assert "has ABI 3, this leanconv needs 999" in told
+    assert "has ABI 4, this leanconv needs 999" in told
 
 
 def test_the_library_refuses_what_does_not_fit(library, monkeypatch):

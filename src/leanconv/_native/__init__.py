@@ -33,7 +33,7 @@ __all__ = [
     "load",
 ]
 
-ABI = 3
+ABI = 4
 ISAS = ("scalar", "avx2", "avx512", "neon")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
 _CALLS = (
@@ -41,6 +41,7 @@ _CALLS = (
     "lc_keep_exact",
     "lc_dropout_apply",
     "lc_spread_out",
+    "lc_gather_in",
     "lc_depthwise_scratch",
     "lc_depthwise_forward",
     "lc_depthwise_backward_input",

@@ -138,7 +138,7 @@ class Library:
     def spread(
         self,
         by_rows: bool,
-        sizes: tuple[int, int, int],
+        sizes: tuple[int, int, int, int],
         addresses: tuple[int, int, int],
         parallel_for: int | None = None,
         isa: str | None = None,
@@ -147,7 +147,8 @@ class Library:
 
         Args:
             by_rows: rows; else columns.
-            sizes: rows and columns of the full matrix, and how many of them there are before.
+            sizes: rows and columns of the full matrix, how many of them there are before, and from how many floats on
+                the next row of these begins.
             addresses: of the flags (a byte a row or column, 1 where one goes, else 0), the full matrix and what is
                 spread.
             parallel_for: as of :meth:`keep_mask`.
@@ -156,10 +157,32 @@ class Library:
         Raises:
             Error: the library refused.
         """
-        given = Spread(ctypes.sizeof(Spread), self._number(isa), by_rows, 0, *sizes, *addresses, parallel_for)
-        failure = self._handle.lc_spread_out(ctypes.byref(given))
+        self._move("spread", self._handle.lc_spread_out, by_rows, sizes, (*addresses, parallel_for), isa)
+
+    def gather(
+        self,
+        by_rows: bool,
+        sizes: tuple[int, int, int, int],
+        addresses: tuple[int, int, int],
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Some rows or columns of a float32 matrix, side by side: :meth:`spread` undone, arguments as there."""
+        self._move("gather", self._handle.lc_gather_in, by_rows, sizes, (*addresses, parallel_for), isa)
+
+    def _move(
+        self,
+        what: str,
+        call: Any,
+        by_rows: bool,
+        sizes: tuple[int, int, int, int],
+        addresses: tuple[int | None, ...],
+        isa: str | None,
+    ) -> None:
+        given = Spread(ctypes.sizeof(Spread), self._number(isa), by_rows, 0, *sizes, *addresses)
+        failure = call(ctypes.byref(given))
         if failure:
-            _refuse("spread", failure, f"isa={isa or self.isa}, (rows, columns, kept) = {sizes}")
+            _refuse(what, failure, f"isa={isa or self.isa}, (rows, columns, kept, stride) = {sizes}")
 
     def norm_scratch(self, rows: int, channels: int) -> int:
         """Bytes of scratch, aligned to 64, that a batch normalisation of (rows, channels) needs.
@@ -219,7 +242,7 @@ class Library:
 
     def pointwise(
         self,
-        sizes: tuple[int, int, int],
+        sizes: tuple[int, int, int, int],
         addresses: dict[str, int],
         *,
         before: dict[str, Any] | None = None,

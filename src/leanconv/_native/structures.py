@@ -62,6 +62,7 @@ class Spread(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("kept", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
         ("keep", ctypes.c_void_p),
         ("full", ctypes.c_void_p),
         ("part", ctypes.c_void_p),

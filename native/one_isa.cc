@@ -17,6 +17,10 @@ namespace {
 #include "kernels/product.inl.h"
 #include "kernels/pointwise.inl.h"
 #include "kernels/channelwise.inl.h"
+#include "kernels/engine_product.inl.h"
+#include "kernels/engine_depthwise.inl.h"
+#include "kernels/engine_convolution.inl.h"
+#include "kernels/engine_maps.inl.h"
 }  // namespace
 
 #define LC_JOIN_(a, b) a##b
@@ -32,4 +36,5 @@ const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     pointwise_plan, pointwise_panels, pointwise_tiles, pointwise_pack, pointwise_pack_flipped, pointwise_forward,
     pointwise_backward, pointwise_sum, channelwise_plan, channelwise_pack, channelwise_forward, channelwise_backward,
     channelwise_merge, channelwise_sum,
+    engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch,
 };

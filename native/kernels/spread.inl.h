@@ -20,7 +20,8 @@ static void spread_columns(float* full, const float* part, const uint8_t* keep, 
 
 // Registers are packed and stored whole, since packing into memory takes tens of cycles on some processors; what a store
 // writes behind its numbers the next one overwrites, and the last ones are cut to what is left.
-static void gather_columns(float* part, const float* full, const uint8_t* keep, int64_t columns, int64_t kept) {
+static void gather_columns(float* part, const float* full, const uint8_t* keep, [[maybe_unused]] int64_t columns,
+                           int64_t kept) {
 #if LC_BYTES == 64 && defined(__AVX512F__) && defined(__AVX512BW__)
   for (int64_t c = 0, at = 0; at < kept; c += 16) {
     const __mmask16 there = columns - c < 16 ? (__mmask16)((1u << (columns - c)) - 1) : (__mmask16)-1;

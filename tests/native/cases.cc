@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <deque>
 #include <string>
 #include <thread>
 #include <vector>
@@ -533,6 +534,10 @@ void channelwises(Run& run) {
   }
 }
 
+// --- the runtime ----------------------------------------------------------------------------------------------------
+
+#include "engine_cases.inl.h"
+
 struct Family {
   const char* calls;  // what it calls, separated by spaces; a test compares them with the library's functions
   void (*cases)(Run&);
@@ -545,6 +550,7 @@ const Family kFamilies[] = {
     {"lc_spread_out lc_gather_in", spreads},
     {"lc_pointwise_scratch lc_pointwise_forward lc_pointwise_backward", pointwises},
     {"lc_channelwise_scratch lc_channelwise_forward lc_channelwise_backward", channelwises},
+    {"lc_engine_new lc_engine_run lc_engine_times lc_engine_free", engines},
 };
 
 // Whether a pass went well and wrote the same bits as the first one; what did not is printed.

@@ -133,6 +133,10 @@ def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
         ("lc_dropout", structures.Dropout),
         ("lc_spread", structures.Spread),
         ("lc_depthwise", structures.Depthwise),
+        ("lc_value", structures.Value),
+        ("lc_step", structures.Step),
+        ("lc_plan", structures.Plan),
+        ("lc_batch", structures.Batch),
     ],
 )
 def test_structs_agree_with_the_header(name, struct):

@@ -15,6 +15,7 @@ import os
 from functools import lru_cache
 from typing import Any
 
+from leanconv._native.engine import Engine
 from leanconv._native.library import DROPOUT_CHANNELS, DROPOUT_ROW, Library
 from leanconv.errors import Error
 
@@ -23,6 +24,7 @@ __all__ = [
     "DROPOUT_CHANNELS",
     "DROPOUT_ROW",
     "ISAS",
+    "Engine",
     "Library",
     "available",
     "environment",
@@ -54,6 +56,10 @@ _CALLS = (
     "lc_channelwise_scratch",
     "lc_channelwise_forward",
     "lc_channelwise_backward",
+    "lc_engine_new",
+    "lc_engine_run",
+    "lc_engine_times",
+    "lc_engine_free",
 )
 # What os.environ reads and writes, without the conversions and the exception inside of it that cost a microsecond each.
 _variables: Any = getattr(os.environ, "_data", os.environ)
@@ -167,6 +173,9 @@ def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
         handle.lc_norm_scratch.restype = ctypes.c_int64
         for stage in (handle.lc_pointwise_scratch, handle.lc_channelwise_scratch):
             stage.argtypes, stage.restype = (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int64
+        handle.lc_engine_new.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        handle.lc_engine_times.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        handle.lc_engine_free.restype = None
         abi = handle.lc_abi()
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); install leanconv again"

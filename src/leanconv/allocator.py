@@ -13,10 +13,11 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Keeper", "Resident", "Tuned", "keepers", "release_memory", "resident_cost", "tune_allocator"]
+__all__ = ["Keeper", "Resident", "Tuned", "gives_back", "keepers", "release_memory", "resident_cost", "tune_allocator"]
 
 # Parameters of mallopt(3), from malloc.h. The environment's variables of the same meaning count as the user's choice.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -109,7 +110,15 @@ def tune_allocator() -> Tuned:
     wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _PAD))
     if not all(libc.mallopt(name, value) for name, value in wanted):
         return Tuned(False, f"glibc {platform.libc_ver()[1]} refused mallopt")
+    _told.append(True)
+    for keeper in keepers:
+        keeper.release()
     return Tuned(True, f"glibc {platform.libc_ver()[1]} keeps freed memory")
+
+
+def gives_back() -> bool:
+    """Whether large blocks that are freed go back to the kernel: malloc is glibc's, and nobody told it to keep them."""
+    return not _told and _is_glibc()
 
 
 def resident_cost() -> Resident:
@@ -135,6 +144,13 @@ def _owner(libc: ctypes.CDLL) -> str:
     address = ctypes.cast(libc.malloc, ctypes.c_void_p)
     found = libc.dladdr(address, ctypes.byref(info))
     return os.path.basename(os.fsdecode(info.file)) if found and info.file else "unknown"
+
+
+@lru_cache(maxsize=1)
+def _is_glibc() -> bool:
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    return _owner(ctypes.CDLL(None)).startswith("libc")
 
 
 def _chosen() -> str:
@@ -175,3 +191,6 @@ def _kept() -> int | None:
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
+
+
+_told = [True] if _chosen() else []  # variables that are set later say nothing: glibc reads them when a process starts

@@ -17,6 +17,12 @@ from leanconv.kernels.separable import BlockInputs, Norm, separable_chain
 SEGMENT = 1 << 16
 
 
+@pytest.fixture
+def untuned(monkeypatch):
+    """As in a process of glibc whose allocator nobody has tuned."""
+    monkeypatch.setattr(allocator, "gives_back", lambda: True)
+
+
 def small() -> arena.Arena:
     return arena.Arena(SEGMENT)
 
@@ -94,7 +100,7 @@ def test_tensors_may_go_in_other_threads():
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (8, 64, 16, 16), (70000,), (300, 300), (0, 3, 4, 4), (1, 1, 512, 512)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-def test_shapes_lie_as_torchs(shape, dtype):
+def test_shapes_lie_as_torchs(untuned, shape, dtype):
     last = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     wanted = torch.empty(*shape, dtype=dtype, memory_format=last)
     found = arena.empty(shape, dtype)
@@ -104,9 +110,10 @@ def test_shapes_lie_as_torchs(shape, dtype):
 
 
 @pytest.mark.skipif(_native.load() is None, reason="needs native code")
-def test_a_chain_gives_the_same_bits_with_and_without(monkeypatch):
+def test_a_chain_gives_the_same_bits_with_and_without(untuned, monkeypatch):
     found = []
-    for smallest in (0, sys.maxsize):
+    monkeypatch.setattr(arena, "_arena", small())
+    for smallest in (1, sys.maxsize):
         monkeypatch.setattr(arena, "SMALLEST", smallest)
         for lean in (False, True):
             torch.manual_seed(0)
@@ -119,8 +126,17 @@ def test_a_chain_gives_the_same_bits_with_and_without(monkeypatch):
                 y, _moments = separable_chain(x, blocks, lean)
                 grads = torch.autograd.grad(y.square().sum(), [x, *weights, *more])
             found.append((y, *grads))
+    assert arena._arena.held > 0
     for others in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+def test_a_told_allocator_needs_no_arena(monkeypatch):
+    monkeypatch.setattr(allocator, "_told", [True])
+    monkeypatch.setattr(arena, "_arena", small())
+    assert arena.empty((100000,), torch.float32).numel() == 100000
+    assert arena._arena.held == 0
+    assert not allocator.gives_back()
 
 
 def test_the_allocator_counts_it_and_gives_it_back(monkeypatch):

@@ -1,11 +1,12 @@
 """Memory for what lies between a block's kernels, handed out again when the last tensor over it is gone.
 
-A training step asks for the same maps again and again. glibc, as it comes, gives large ones back to the kernel, which
-clears each page anew when it is touched; told to keep them (:func:`leanconv.tune_allocator`) it does so for the whole
-process, a decision that is the user's. Here the large tensors that no user sees (d, p, gradients of maps, scratch) come
-from segments of their own, best fit, neighbours joined again. What is held exceeds the most that was in use at once by
-a quarter or one segment at most; ``leanconv.allocator`` counts what is free of it and gives it back. Measured in
-docs/decisions/011-kernels.md, huge pages too, which change nothing.
+A training step asks for the same maps again and again, and glibc, as it comes, gives large ones back to the kernel,
+which clears each page anew when it is touched. :func:`leanconv.tune_allocator` ends that for the whole process, a
+decision that is the user's; until it is made, the large tensors that no user sees (d, p, gradients of maps, scratch)
+come from segments of this module's own, best fit, neighbours joined again. A tuned allocator does as well, so then
+nothing comes from here, nor where malloc is not glibc's. What is held exceeds the most that was in use at once by a
+quarter or one segment at most; ``leanconv.allocator`` counts what is free of it and gives it back. Measured in
+docs/decisions/011-kernels.md.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Arena:
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """As torch.empty on the CPU; of four dimensions it is channels_last."""
     count = math.prod(shape)
-    if count * dtype.itemsize < SMALLEST:
+    if count * dtype.itemsize < SMALLEST or not allocator.gives_back():
         last = torch.channels_last if len(shape) == 4 else torch.contiguous_format
         return torch.empty(*shape, dtype=dtype, memory_format=last)
     flat = _arena.take(count, dtype)

@@ -1,0 +1,4 @@
+"""A trained torch network as a plan of the runtime: recorded, translated step by step, simplified, fused, placed."""
+
+from leanconv.deploy.translation.network import Translated as Translated
+from leanconv.deploy.translation.network import translate as translate

@@ -13,6 +13,7 @@ from leanconv.errors import Error as Error
 if TYPE_CHECKING:
     from leanconv import models as models
     from leanconv import nn as nn
+    from leanconv import runtime as runtime
     from leanconv import techniques as techniques
     from leanconv.acceleration import accelerate as accelerate
     from leanconv.accounting import cost as cost
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "models": "",
     "nn": "",
+    "runtime": "",
     "techniques": "",
     "accelerate": "acceleration",
     "cost": "accounting",

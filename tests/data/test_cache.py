@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from leanconv import data
-from leanconv.data import cache, images, reading
+from leanconv.data import cache, reading
 from leanconv.errors import Error
+from leanconv.runtime import images
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +45,8 @@ def root(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was decoded, and what was opened for its header or hash."""
     seen: list[Any] = []
-    real = images._pixels
-    monkeypatch.setattr(images, "_pixels", lambda picture, *form: (seen.append(picture), real(picture, *form))[1])
+    real = images.pixels
+    monkeypatch.setattr(images, "pixels", lambda picture, *form: (seen.append(picture), real(picture, *form))[1])
     return seen
 
 

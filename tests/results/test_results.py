@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from leanconv import results
 from leanconv.errors import Error
 from leanconv.results import Epoch, Run, Score, difference, wilson
-from leanconv.results.machine import _quota
+from leanconv.runtime.threads import _quota
 
 PLAIN = st.recursive(
     st.none()

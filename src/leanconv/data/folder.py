@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from leanconv.data.found import SPLITS, Found, Part, must_know
-from leanconv.data.images import EXTENSIONS, Picture
+from leanconv.data.images import Picture
 from leanconv.errors import Error
+from leanconv.runtime.images import files_below, is_image
 
 __all__ = ["Listing", "folder", "images_below", "scan"]
 
@@ -100,7 +100,7 @@ def scan(root: Path, any_form: bool = False) -> Listing:
 
 def images_below(root: Path) -> tuple[Path, ...]:
     """Every image of a folder and the folders in it, sorted; hidden names are passed over."""
-    return _files(root)[0]
+    return files_below(root)[0]
 
 
 def _split_folders(root: Path, folders: list[Path], any_form: bool) -> dict[str, Path]:
@@ -125,7 +125,7 @@ def _need_images(root: Path, found: Mapping[str, Classes], folders: list[Path], 
     if any_form:
         first = first or next((classes for classes in found.values() if classes), {})
     if not first:
-        loose = sum(_is_image(entry.name) for entry in _entries(root))
+        loose = sum(is_image(entry.name) for entry in _entries(root))
         got = f"{loose} images outside any class folder" if loose else "no image"
         if not folders and not _entries(root):
             got = "an empty folder"
@@ -142,40 +142,19 @@ def _classes(folder: Path, notes: list[str], empty: list[str], prefix: str = "")
     classes: dict[str, tuple[Path, ...]] = {}
     other = 0
     for inner in _folders(folder):
-        images, rest = _files(inner)
+        images, rest = files_below(inner)
         other += rest
         if images:
             classes[inner.name] = images
         else:
             empty.append(prefix + inner.name)
             notes.append(f"{inner.name} has no images and is no class of {folder.name}")
-    loose = sum(_is_image(entry.name) for entry in _entries(folder) if entry.is_file())
+    loose = sum(is_image(entry.name) for entry in _entries(folder) if entry.is_file())
     if loose:
         notes.append(f"{loose} images of {folder.name} stand in no class folder and were passed over")
     if other:
         notes.append(f"{other} files of {folder.name} are no images by their ending and were passed over")
     return classes
-
-
-def _files(folder: Path) -> tuple[tuple[Path, ...], int]:
-    images: list[Path] = []
-    other = 0
-    seen: set[tuple[int, int]] = set()
-    for here, inner, names in os.walk(folder, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            inner.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        visible = [name for name in names if not name.startswith(".")]
-        images += [Path(here, name) for name in visible if _is_image(name)]
-        other += sum(not _is_image(name) for name in visible)
-    return tuple(sorted(images, key=lambda path: path.relative_to(folder).as_posix())), other
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def _entries(folder: Path) -> list[Path]:

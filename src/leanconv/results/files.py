@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from leanconv.errors import Error
+from leanconv.runtime.writing import write_whole
 
 __all__ = ["FORMAT_VERSION", "append_line", "read_json", "read_lines", "write_bytes", "write_json"]
 
@@ -38,21 +36,7 @@ def write_bytes(path: str | Path, content: bytes, before: Callable[[Path], None]
     Raises:
         Error: it cannot be written; what stood there stays.
     """
-    path, temporary = Path(path), ""
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        if before is not None:
-            before(path)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise Error(f"{path}: must be writable, got {error.strerror}") from None
+    write_whole(path, [content], before)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -126,9 +110,3 @@ def _encode(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_encode(inner) for inner in value]
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -17,7 +17,7 @@ from leanconv import surgery
 from leanconv.deploy import onnx
 from leanconv.deploy.records import Exported
 from leanconv.deploy.subject import Subject, of_model, of_run, opened
-from leanconv.deploy.translation import translate
+from leanconv.deploy.translation import as_torch, translate
 from leanconv.deploy.verify import compare, probes
 from leanconv.errors import Error
 from leanconv.runtime import file, load
@@ -114,7 +114,7 @@ def _lean(subject: Subject, folded: nn.Module, path: Path, say: Callable[[str], 
 
         def run(x: NDArray[np.float32]) -> NDArray[np.float32]:
             y = engine(x.reshape(len(x), *shape))
-            return _as_torch(y, found.order)
+            return as_torch(y, found.order)
 
         difference = compare(subject.model, run, probes(subject.example, subject.images))
         executor = f"leanconv.runtime ({engine.executor})"
@@ -122,16 +122,6 @@ def _lean(subject: Subject, folded: nn.Module, path: Path, say: Callable[[str], 
     count = sum(tensor.size for tensor in found.tensors.values())
     size = path.stat().st_size
     return Exported(path, "lean", size, count, 0, len(plan.steps), blocks, 4 * plan.memory, executor, difference)
-
-
-def _as_torch(y: NDArray[np.float32], order: str) -> NDArray[np.float32]:
-    """(N, K) or (N, C, H, W) in the order and number of dimensions of torch's output."""
-    maps = y.reshape(*y.shape, *(1,) * (4 - y.ndim))
-    letters = [letter for letter in order if letter != "1"]
-    rest = [letter for letter in "chw" if letter not in letters]
-    turned = maps.transpose(0, *("chw".index(letter) + 1 for letter in letters + rest))
-    shape = iter(turned.shape[1:])
-    return turned.reshape(len(y), *(1 if letter == "1" else next(shape) for letter in order))
 
 
 def _onnx(subject: Subject, folded: nn.Module, path: Path, say: Callable[[str], None]) -> Exported:

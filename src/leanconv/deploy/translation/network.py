@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from leanconv.deploy.translation.draft import Array, Draft, Node
@@ -16,7 +19,7 @@ from leanconv.errors import Error
 from leanconv.runtime.memory import place
 from leanconv.runtime.plan import Plan, Step, Value
 
-__all__ = ["Translated", "translate"]
+__all__ = ["Translated", "as_torch", "translate"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Translated:
     Attributes:
         plan: with places in memory; classes, picture and about are for the caller to fill in.
         tensors: by name, float32.
-        order: what the dimensions of torch's output are behind the batch, such as ``c`` or ``chw``; ``1`` has size 1.
+        order: what the dimensions of torch's output are behind the batch, such as ``c`` or ``c,h,w``.
     """
 
     plan: Plan
@@ -50,6 +53,22 @@ def translate(model: nn.Module, example: Tensor) -> Translated:
     if draft.output == draft.input:
         raise Error("export: the network must compute something, got one that gives its input back")
     return _assembled(draft, order)
+
+
+def as_torch(y: NDArray[Any], order: str) -> NDArray[Any]:
+    """Outputs of a plan in the order and number of dimensions of torch's output.
+
+    Args:
+        y: (N, K) or (N, C, H, W).
+        order: of :class:`Translated`.
+    """
+    maps = y.reshape(*y.shape, *(1,) * (4 - y.ndim))
+    dims = order.split(",")
+    letters = [letter for dim in dims for letter in dim]
+    rest = [letter for letter in "chw" if letter not in letters]
+    size = dict(zip("chw", maps.shape[1:], strict=True))
+    turned = maps.transpose(0, *("chw".index(letter) + 1 for letter in letters + rest))
+    return turned.reshape(len(y), *(prod(size[letter] for letter in dim) for dim in dims))
 
 
 def _assembled(draft: Draft, order: str) -> Translated:

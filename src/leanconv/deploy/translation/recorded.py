@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,8 @@ class _Reading:
         if self.missing:
             raise Error(_told(self.missing))
         assert found is not None
-        order = self._order(found)
+        found = self._ordered(found)
+        order = ",".join(letters(found.layout, self._draft.shapes[found.value]))
         self._draft.output = found.value
         self._draft.swept()
         return self._draft, order
@@ -92,14 +94,16 @@ class _Reading:
                 waiting += step.inputs
         return needed
 
-    def _order(self, ref: Ref) -> str:
+    def _ordered(self, ref: Ref) -> Ref:
+        """The output with its channels in order, where only they are not."""
         names = letters(ref.layout, self._draft.shapes[ref.value])
-        if any("?" in name or len(name) > 1 for name in names):
-            raise Error(
-                "export: the network's output must be a map or a vector, got one whose dimensions were joined "
-                f"({'x'.join(map(str, sizes(ref.layout)))}); --format onnx writes this network"
-            )
-        return "".join(name or "1" for name in names)
+        odd = [place for place, name in enumerate(names) if "?" in name]
+        with contextlib.suppress(Unsupported):
+            return Call(self._draft, "output", "", {}, ()).channelled(ref, odd[0]) if odd else ref
+        raise Error(
+            "export: the network's output must be a map or a vector, got parts of one in an order of their own; "
+            "--format onnx writes this network"
+        )
 
     def _lacks(self, what: str, layer: str) -> None:
         places = self.missing.setdefault(what, [])
@@ -110,17 +114,20 @@ class _Reading:
         layer = step.path or "the network itself"
         if any(value in self.refs and self.refs[value] is None for value in step.inputs):
             self.refs.update(dict.fromkeys(step.outputs))
-            return  # what it reads is missing: that has been told
+            if _kind(step) not in RULES:  # else what it reads is missing, and that has been told
+                self._lacks(_kind(step), layer)
+            return
+        found: tuple[Ref | None, ...]
         try:
             found = self._translated(step)
         except Unsupported as reason:
             self._lacks(str(reason), layer)
-            found = (None,) * len(step.outputs)
+            found = tuple(self._instead(step, value) for value in step.outputs)
         for value, ref in zip(step.outputs, found, strict=True):
             self.refs[value] = ref
 
     def _translated(self, step: Step) -> tuple[Ref | None, ...]:
-        kind = step.kind.strip("_") if step.module is None else step.kind
+        kind = _kind(step)
         rule, signature = RULES.get(kind, (None, ""))
         if rule is None:
             raise Unsupported(kind)
@@ -138,6 +145,17 @@ class _Reading:
         rest = [self._seen_again(refs[0], shape) for shape in shapes[len(refs) :]]
         return (*refs, *rest)
 
+    def _instead(self, step: Step, value: int) -> Ref | None:
+        """What a step that is missing may have made, so that those behind it are looked at too."""
+        shape = self.graph.shape(value)
+        given = [ref for v in step.inputs if (ref := self.refs.get(v)) and self.graph.shape(v) == shape]
+        if given:
+            return given[0]
+        if len(shape) == 4 and shape[0] == self.batch:
+            height, width, channels = shape[2], shape[3], shape[1]
+            return Ref(self._draft.value((height, width, channels)), of_map((height, width, channels), "chw"))
+        return None
+
     def _seen_again(self, ref: Ref, shape: tuple[int, ...]) -> Ref | None:
         layout = reshaped(ref.layout, shape)
         return None if layout is None else Ref(ref.value, layout)
@@ -145,15 +163,16 @@ class _Reading:
     def _arguments(self, step: Step, signature: str) -> dict[str, Any]:
         if step.module is not None:
             return {"input": self._ref(step.inputs[0])}
-        names = signature.split()
-        loose = "*" in names  # any more arguments: what came out tells all
+        *names, last = signature.split()
+        loose = last == "*"  # any more arguments: what came out tells all
+        names += [] if loose else [last]
         found: dict[str, Any] = {}
         for key, value in {**step.arguments, **step.tensors}.items():
             value = tree_map(lambda v: self._given(v) if isinstance(v, Given) else v, value)
             name = names[int(key)] if key.isdigit() and int(key) < len(names) else key
             name = {"x": "input", "axis": "dim", "self": "input"}.get(name, name)
             if name not in names and not loose and value not in (None, False):
-                raise Unsupported(f"{step.kind.strip('_')} with {name}={value}")
+                raise Unsupported(f"{_kind(step)} with {name}={value}")
             found[name] = value
         return found
 
@@ -165,6 +184,10 @@ class _Reading:
         if found is None:
             raise Unsupported("a tensor that is changed in part, or made of weights alone")
         return found
+
+
+def _kind(step: Step) -> str:
+    return step.kind.strip("_") if step.module is None else step.kind
 
 
 def _told(missing: Mapping[str, list[str]]) -> str:

@@ -165,6 +165,13 @@ def _index_select(call: Call) -> Ref:
     return _chosen(call, ref, place, [int(i) for i in index])
 
 
+def _shuffle(call: Call) -> Ref:
+    """Channel i of group j becomes channel j of group i."""
+    ref, groups = call.channelled(call.ref()), int(call.get("groups"))
+    each = call.shape(ref)[2] // groups
+    return _chosen(call, ref, 0, [j * each + i for i in range(each) for j in range(groups)])
+
+
 def _cat(call: Call) -> Ref:
     parts = call.get("tensors")
     rank = len(call.outputs[0]) + 1
@@ -239,6 +246,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "split": _SPLIT,
     "narrow": (_narrow, "input dim start length"),
     "index_select": (_index_select, "input dim index"),
+    "channel_shuffle": (_shuffle, "input groups"),
     "getitem": (_item, "input index"),
     "cat": _CAT,
     "concat": _CAT,

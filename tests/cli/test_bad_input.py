@@ -94,7 +94,10 @@ CASES = {
         "weights: no_such:thing must be there, got ModuleNot",
     ),
     "freeze unknown": ([*TRAIN, "--freeze", "neck"], "model.freeze must be one of none, stem, backbone, got 'neck'"),
-    "predict nothing": (["predict"], "predict: RUN must be the folder of a run such as runs/exp, got nothing"),
+    "predict nothing": (
+        ["predict"],
+        "predict: RUN must be the folder of a run such as runs/exp, or a .lean file, got nothing",
+    ),
     "predict no run": (["predict", "nowhere", "photo.jpg"], "got 'nowhere'"),
     "predict a folder": (
         ["predict", "pics", "photo.jpg"],

@@ -8,7 +8,7 @@ import pytest
 
 from leanconv import results
 from leanconv.errors import Error
-from leanconv.results import files
+from leanconv.runtime import writing
 
 
 def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path, monkeypatch: p
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(writing.os, "replace", full)
     with pytest.raises(Error, match="No space left on device"):
         results.write_bytes(path, b"new")
     assert path.read_bytes() == b"old"

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import lru_cache
-from importlib.resources import as_file, files
 from typing import Any
 
 from leanconv._native.library import DROPOUT_CHANNELS, DROPOUT_ROW, Library
@@ -140,6 +139,14 @@ def _select(native: str, wanted: str) -> Library | None:
 @lru_cache(maxsize=1)
 def _open() -> tuple[ctypes.CDLL, str] | str:
     """The library, checked, and its path; or why there is none."""
+    for (
+        name
+    ) in _FILES:  # beside this file, unless the installation is editable; importlib.resources takes 5 ms to import
+        beside = os.path.join(os.path.dirname(__file__), name)
+        if os.path.isfile(beside):
+            return _check(beside)
+    from importlib.resources import as_file, files
+
     for name in _FILES:
         found = files(__name__).joinpath(name)
         if found.is_file():

@@ -22,7 +22,10 @@ COMMANDS = {
     "train": ("leanconv.cli.train", "train a network on your own images, or on the demo's"),
     "data": ("leanconv.cli.data", "look for what is wrong with a set of images, before training"),
     "eval": ("leanconv.cli.eval", "how often trained runs are right on labelled images, and how they are wrong"),
-    "predict": ("leanconv.cli.predict", "name what is in photos, with one trained run or the average of several"),
+    "predict": (
+        "leanconv.cli.predict",
+        "name what is in photos, with one trained run, the average of several, or a .lean file",
+    ),
     "report": ("leanconv.cli.report", "show a run, or several side by side, as a page for the browser"),
     "kernels": ("leanconv.cli.kernels", "which operations run in native code here, and why"),
     "runs": ("leanconv.cli.runs", "list the runs that there are"),

@@ -1,16 +1,19 @@
-"""``leanconv predict RUN... IMAGE|FOLDER...``."""
+"""``leanconv predict RUN...|FILE.lean IMAGE|FOLDER...``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leanconv.errors import Error
 
 if TYPE_CHECKING:
-    from leanconv.prediction import Prediction
+    from leanconv.runtime.prediction import Prediction
+
+    Progress = Callable[[int, int], None] | None
 
 _EPILOG = """\
 examples:
@@ -18,6 +21,7 @@ examples:
   leanconv predict runs/flowers holidays/ --csv > holidays.csv
   leanconv predict runs/flowers *.jpg --top 5
   leanconv predict runs/a runs/b runs/c photo.jpg        the average of three runs
+  leanconv predict flowers.lean photo.jpg                an exported network, without torch
   leanconv predict runs/flowers photo.jpg --samples 50   Monte-Carlo dropout: mean and spread of 50 random sub-networks
 
 Folders of runs are runs; other folders stand for every image in them. Exit code 1: an image of a folder could not be
@@ -29,7 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The words of the command."""
     parser.epilog = _EPILOG
     parser.add_argument(
-        "paths", metavar="RUN|IMAGE|FOLDER", nargs="*", help="folders of runs, then image files or folders of them"
+        "paths",
+        metavar="RUN|IMAGE|FOLDER",
+        nargs="*",
+        help="folders of runs, or one .lean file, then image files or folders of them",
     )
     parser.add_argument("--top", type=int, default=3, metavar="N", help="classes to print per image (default: 3)")
     parser.add_argument(
@@ -42,13 +49,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict, print."""
-    runs, images = _sorted(arguments.paths)
     if arguments.top < 1:
         raise Error(f"predict: --top must be at least 1, got {arguments.top}")
 
     from leanconv.cli import shown
-    from leanconv.prediction import predict
 
+    lean = _is_lean(arguments.paths[:1])
+    runs, images = _after_lean(arguments) if lean else _sorted(arguments.paths)
     bad: list[str] = []
 
     def unreadable(image: str, reason: str) -> None:
@@ -57,9 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         bad.append(image)
         print(f"leanconv: {image} could not be read and is left out: {reason}", file=sys.stderr)
 
-    predictions = predict(
-        runs, images, arguments.samples, unreadable=unreadable, progress=shown.counting("images", len(runs))
-    )
+    predictor = _by_lean if lean else _by_runs
+    predictions = predictor(runs, images, arguments.samples, unreadable, shown.counting("images", len(runs)))
     if arguments.json:
         print(shown.as_json([p.to_dict() for p in predictions]))
     elif arguments.csv:
@@ -67,6 +73,26 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(p.line(arguments.top) for p in predictions))
     return 1 if bad else 0
+
+
+def _by_runs(
+    runs: list[str], images: list[str], samples: int, unreadable: Callable[[str, str], None], progress: Progress
+) -> list[Prediction]:
+    from leanconv.prediction import predict
+
+    return predict(runs, images, samples, unreadable=unreadable, progress=progress)
+
+
+def _by_lean(
+    files: list[str], images: list[str], samples: int, unreadable: Callable[[str, str], None], progress: Progress
+) -> list[Prediction]:
+    """Nothing here imports torch."""
+    from leanconv.runtime.engine import load
+    from leanconv.runtime.images import image_files
+
+    paths = [str(path) for path in image_files(images)]
+    with load(files[0], verify=True) as engine:
+        return engine.classify(paths, unreadable=unreadable, progress=progress)
 
 
 def _rows(predictions: list[Prediction], top: int) -> list[list[str]]:
@@ -77,6 +103,22 @@ def _rows(predictions: list[Prediction], top: int) -> list[list[str]]:
     ]
 
 
+def _is_lean(paths: list[str]) -> bool:
+    return any(path.lower().endswith(".lean") and not Path(path).is_dir() for path in paths)
+
+
+def _after_lean(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The file and the images."""
+    file, *images = arguments.paths
+    if arguments.samples:
+        raise Error(f"predict: --samples must be 0 with {file}, which has no dropout, got {arguments.samples}")
+    if not images:
+        raise Error(f"predict: at least one image must be given after the file, got only {file}")
+    if _is_lean(images):
+        raise Error(f"predict: one .lean file must be given, got {', '.join(arguments.paths)}")
+    return [file], images
+
+
 def _sorted(paths: list[str]) -> tuple[list[str], list[str]]:
     """Runs and images. What does not exist is taken as an image, unless no run was named before it."""
     from leanconv.training.folder import is_run
@@ -85,7 +127,7 @@ def _sorted(paths: list[str]) -> tuple[list[str], list[str]]:
     images = [p for p in paths if p not in runs]
     if not runs:
         got = repr(paths[0]) if paths else "nothing"
-        raise Error(f"predict: RUN must be the folder of a run such as runs/exp, got {got}")
+        raise Error(f"predict: RUN must be the folder of a run such as runs/exp, or a .lean file, got {got}")
     if not images:
         raise Error(f"predict: at least one image must be given after the run, got only {', '.join(paths)}")
     return runs, images

@@ -13,7 +13,7 @@ from leanconv.data.images import Picture
 from leanconv.errors import Error
 from leanconv.runtime.images import files_below, is_image
 
-__all__ = ["Listing", "folder", "images_below", "scan"]
+__all__ = ["Listing", "folder", "scan"]
 
 Classes = Mapping[str, tuple[Path, ...]]
 
@@ -96,11 +96,6 @@ def scan(root: Path, any_form: bool = False) -> Listing:
         found = {"all": _classes(root, notes, empty)}
     _need_images(root, found, folders, any_form)
     return Listing({name: classes for name, classes in found.items() if classes}, tuple(notes), tuple(empty))
-
-
-def images_below(root: Path) -> tuple[Path, ...]:
-    """Every image of a folder and the folders in it, sorted; hidden names are passed over."""
-    return files_below(root)[0]
 
 
 def _split_folders(root: Path, folders: list[Path], any_form: bool) -> dict[str, Path]:

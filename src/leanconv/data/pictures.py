@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leanconv.data.folder import images_below
 from leanconv.data.images import Picture, Progress, Refused, squares
 from leanconv.data.loading import found, load
 from leanconv.errors import Error
+from leanconv.runtime.images import image_files
 
 __all__ = ["Pictures", "labelled", "unlabelled"]
 
@@ -103,19 +103,7 @@ def unlabelled(paths: Sequence[str | Path]) -> Pictures:
     Raises:
         Error: none was given, one does not exist, or a folder holds no image.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inner = images_below(path)
-            if not inner:
-                raise Error(f"images: a folder must hold images, got {str(path)!r} without any")
-            files += inner
-        elif path.is_file():
-            files.append(path)
-        else:
-            raise Error(f"image: must be a file that exists, got {str(path)!r}")
-    if not files:
-        raise Error("images: at least one must be given, got none")
+    files = image_files(paths)
     names = [str(file) for file in files]
     return Pictures(names, None, "files", "all", (), lambda places: (files[i] for i in places))
 

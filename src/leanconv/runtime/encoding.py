@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
+
+import numpy as np
 
 from leanconv.errors import Error
 from leanconv.runtime.plan import Picture, Plan, Step, Value, Window
@@ -90,10 +93,6 @@ def parse(text: str | bytes, what: str) -> Any:
     Raises:
         Error: it is none, or out of bounds.
     """
-    import re
-
-    import numpy as np
-
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     # Brackets and commas outside of strings tell how deep and how many, before anything is built. 91 is [, 123 {.
     bare = np.frombuffer(re.sub(rb'"(?:[^"\\]++|\\.)*+"', b"", raw, flags=re.DOTALL), np.uint8)

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import islice
-from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanconv import _native
 from leanconv.errors import Error
-from leanconv.runtime.file import Tensors, read
+from leanconv.runtime.file import read
 from leanconv.runtime.plan import Plan
-from leanconv.runtime.prediction import Prediction
 from leanconv.runtime.threads import usable_cores
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # at run time these would cost milliseconds to import, before anything is done
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+    from leanconv.runtime.file import Tensors
     from leanconv.runtime.images import Progress
+    from leanconv.runtime.prediction import Prediction
+
+    Image = str | os.PathLike[str] | bytes | NDArray[np.uint8]
+    """An image file, an encoded image, or pixels (H, W) or (H, W, 3)."""
 
 __all__ = ["Engine", "load"]
 
 _BATCH = 16
 
-Image = str | Path | bytes | NDArray[np.uint8]
-"""An image file, an encoded image, or pixels (H, W) or (H, W, 3)."""
+Unreadable = Callable[[str, str], None]
+"""Called with an image and why it could not be read."""
 
 
 class _Runner(Protocol):
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
-def load(path: str | Path, threads: int | None = None, verify: bool = False) -> Engine:
+def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool = False) -> Engine:
     """Open a ``.lean`` file.
 
     Args:
@@ -51,7 +57,7 @@ def load(path: str | Path, threads: int | None = None, verify: bool = False) -> 
         Error: no such file, or one that :func:`leanconv.runtime.file.read` refuses; ``threads`` below 1.
     """
     plan, tensors = read(path, verify)
-    return Engine(plan, tensors, threads, Path(path).name)
+    return Engine(plan, tensors, threads, os.path.basename(path))
 
 
 class Engine:
@@ -152,13 +158,14 @@ class Engine:
         images: Image | Sequence[Image],
         top: int | None = None,
         *,
-        unreadable: Any = None,
+        unreadable: Unreadable | None = None,
         progress: Progress | None = None,
     ) -> list[Prediction]:
         """Classes with probabilities for each image.
 
-        Images are read as the training read them, with what the file says of size, mode, mean and deviation; 16 of
-        them are in memory at a time. Probabilities are the softmax of the outputs, unless the network ends with one.
+        Images are read as the training read them, with what the file says of size, mode, mean and deviation, in
+        threads; 64 of them are in memory at a time, however many there are, and 16 run at once. Probabilities are the
+        softmax of the outputs, unless the network ends with one.
 
         Args:
             images: a file, an encoded image, uint8 pixels (H, W) or (H, W, 3), or a list of these.
@@ -179,7 +186,7 @@ class Engine:
         if self.plan.picture is None or len(self.output_shape) != 1:
             got = "a file without a picture" if self.plan.picture is None else f"an output of shape {self.output_shape}"
             raise Error(f"{self._name}: to classify, it must read images and put out a vector, got {got}")
-        given = [images] if isinstance(images, str | Path | bytes | np.ndarray) else list(images)
+        given = [images] if isinstance(images, str | os.PathLike | bytes | np.ndarray) else list(images)
         classes = self.classes or tuple(map(str, range(self.output_shape[0])))
         return [
             _prediction(name, classes, row, top)
@@ -205,26 +212,33 @@ class Engine:
         return f"Engine({self._name}: {shapes}, {len(self.plan.steps)} steps, {self.executor}, {self.threads} threads)"
 
     def _read(
-        self, given: list[Any], unreadable: Any, progress: Progress | None
+        self, given: list[Any], unreadable: Unreadable | None, progress: Progress | None
     ) -> Iterator[tuple[list[str], NDArray[np.uint8]]]:
         """Names and pixels uint8 (n, H, W, C) of those that can be read, some at a time."""
-        from leanconv.runtime.images import Refused, squares
+        from pathlib import Path
+
+        from leanconv.runtime.images import Refused, square, squares, strict_pillow
 
         picture = self.plan.picture
         assert picture is not None  # classify has looked
         names = [_name(i, one) for i, one in enumerate(given)]
-        pictures = (Path(one) if isinstance(one, str) else one for one in given)
+        pictures = (Path(one) if isinstance(one, str | os.PathLike) else one for one in given)
         channels = self.input_shape[0]
-        read = zip(names, squares(pictures, len(given), picture.side, channels, progress), strict=True)
+        if len(given) == 1:  # threads would take longer to start than the image to read
+            with strict_pillow():
+                results = iter([square(next(pictures), picture.side, channels)])
+        else:
+            results = squares(pictures, len(given), picture.side, channels, progress)
+        read = zip(names, results, strict=True)
         while chunk := list(islice(read, _BATCH)):
-            for name, square in chunk:
-                if isinstance(square, Refused):
+            for name, one in chunk:
+                if isinstance(one, Refused):
                     if unreadable is None:
-                        raise Error(f"image: must be readable, got {square.reason} from {name!r}")
-                    unreadable(name, square.reason)
-            good = [(name, square) for name, square in chunk if not isinstance(square, Refused)]
+                        raise Error(f"image: must be readable, got {one.reason} from {name!r}")
+                    unreadable(name, one.reason)
+            good = [(name, one) for name, one in chunk if not isinstance(one, Refused)]
             if good:
-                yield [name for name, _ in good], np.stack([square.transpose(1, 2, 0) for _, square in good])
+                yield [name for name, _ in good], np.stack([one.transpose(1, 2, 0) for _, one in good])
 
     def _probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         from leanconv.runtime.images import normalise
@@ -254,10 +268,12 @@ def _runner(plan: Plan, tensors: Tensors, threads: int) -> tuple[str, _Runner]:
 
 
 def _name(place: int, image: Any) -> str:
-    return str(image) if isinstance(image, str | Path) else f"image {place}"
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {place}"
 
 
 def _prediction(image: str, names: tuple[str, ...], probabilities: NDArray[np.float64], top: int | None) -> Prediction:
+    from leanconv.runtime.prediction import Prediction
+
     order = np.argsort(-probabilities, kind="stable")[:top].tolist()
     chosen = tuple(float(probabilities[i]) for i in order)
     return Prediction(image, tuple(names[i] for i in order), chosen, (0.0,) * len(order))

@@ -2,9 +2,9 @@
 
 Eight bytes with the header's length (little endian), the header in JSON, the tensors. In the header each tensor has
 ``dtype``, ``shape`` and ``data_offsets``, and ``__metadata__`` has five strings: ``format``, ``format_version``,
-``plan`` (see :mod:`leanconv.runtime.encoding`), ``sha256`` of the tensors' bytes and ``header_sha256`` of everything
-else. The file may come from anyone: each number is checked before anything is done with it. Both sums tell damage; an
-adversary can make them anew, and gets no further than these checks let him.
+``plan`` (see :mod:`leanconv.runtime.encoding`), ``sha256`` of the tensors' bytes and ``header_crc32`` of the rest of
+the header. The file may come from anyone: each number is checked before anything is done with it. Both sums tell
+damage; an adversary can make them anew, and gets no further than these checks let him.
 """
 
 from __future__ import annotations
@@ -12,33 +12,35 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
+from binascii import crc32
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanconv.errors import Error
 from leanconv.runtime.checking import check
 from leanconv.runtime.encoding import LARGEST, from_json, parse, shown, to_json
 from leanconv.runtime.plan import Plan
-from leanconv.runtime.writing import write_whole
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "HEADER", "Tensors", "read", "write"]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Tensors = Mapping[str, NDArray[np.float32]]
+
+__all__ = ["FORMAT", "FORMAT_VERSION", "HEADER", "read", "write"]
 
 FORMAT, FORMAT_VERSION = "leanconv", "1"
 HEADER = 2**24
 """The longest header, bytes."""
 
-Tensors = Mapping[str, NDArray[np.float32]]
-
-_KEYS = {"format", "format_version", "plan", "sha256", "header_sha256"}
+_KEYS = {"format", "format_version", "plan", "sha256", "header_crc32"}
 _TENSORS, _RANK = 200_000, 8
 _LINE = 64
 
 
-def write(path: str | Path, plan: Plan, tensors: Tensors) -> None:
+def write(path: str | os.PathLike[str], plan: Plan, tensors: Tensors) -> None:
     """Write a network to one file, in one step.
 
     Args:
@@ -50,7 +52,9 @@ def write(path: str | Path, plan: Plan, tensors: Tensors) -> None:
         Error: the plan does not hold together (:func:`leanconv.runtime.checking.check`), a tensor is not float32, the
             header would be too long, or the file cannot be written; what stood there stays.
     """
-    name = Path(path).name
+    from leanconv.runtime.writing import write_whole
+
+    name = os.path.basename(path)
     try:
         for key, tensor in tensors.items():
             if tensor.dtype != np.float32 or key == "__metadata__":
@@ -66,7 +70,7 @@ def write(path: str | Path, plan: Plan, tensors: Tensors) -> None:
     write_whole(path, [len(head).to_bytes(8, "little"), head, *_bodies(tensors)])
 
 
-def read(path: str | Path, verify: bool = False) -> tuple[Plan, dict[str, NDArray[np.float32]]]:
+def read(path: str | os.PathLike[str], verify: bool = False) -> tuple[Plan, dict[str, NDArray[np.float32]]]:
     """What a file holds, checked.
 
     Args:
@@ -81,9 +85,9 @@ def read(path: str | Path, verify: bool = False) -> tuple[Plan, dict[str, NDArra
         Error: no such file, no ``.lean`` file, of a later version, damaged, or a plan that does not hold together; one
             sentence that begins with the file's name.
     """
-    path = Path(path)
-    if not path.is_file():  # a pipe would be waited for
-        raise Error(f"{path}: must be a file that exists, got {'no file' if path.exists() else 'nothing'}")
+    path = os.fspath(path)
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise Error(f"{path}: must be a file that exists, got {'no file' if os.path.exists(path) else 'nothing'}")
     try:
         with open(path, "rb") as file:
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -94,7 +98,7 @@ def read(path: str | Path, verify: bool = False) -> tuple[Plan, dict[str, NDArra
     try:
         return _read(content, verify)
     except Error as error:
-        raise Error(f"{path.name}: {error}") from None
+        raise Error(f"{os.path.basename(path)}: {error}") from None
 
 
 def _read(content: mmap.mmap, verify: bool) -> tuple[Plan, dict[str, NDArray[np.float32]]]:
@@ -126,8 +130,8 @@ def _header(raw: bytes, size: int) -> tuple[dict[str, tuple[tuple[int, ...], int
         raise Error(f"format_version must be {FORMAT_VERSION!r}, got {shown(metadata.get('format_version'))}")
     if set(metadata) != _KEYS or not all(isinstance(value, str) for value in metadata.values()):
         raise Error(f"its metadata must be the texts {', '.join(sorted(_KEYS))}, got {shown(sorted(metadata))}")
-    if _header_sum(data) != metadata["header_sha256"]:
-        raise Error("its header must be as it was written, got another SHA-256: the file is damaged")
+    if _header_sum(data) != metadata["header_crc32"]:
+        raise Error("its header must be as it was written, got another CRC-32: the file is damaged")
     entries = {name: entry for name, entry in data.items() if name != "__metadata__"}
     if len(entries) > _TENSORS:
         raise Error(f"it must have at most {_TENSORS} tensors, got {len(entries)}")
@@ -169,7 +173,7 @@ def _head(plan: Plan, tensors: Tensors) -> bytes:
         offsets = [at, at + tensor.nbytes]
         data[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
         at = offsets[1]
-    metadata["header_sha256"] = _header_sum(data)
+    metadata["header_crc32"] = _header_sum(data)
     try:
         head = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -188,8 +192,9 @@ def _bodies(tensors: Tensors) -> Iterator[memoryview]:
 
 
 def _header_sum(data: Mapping[str, Any]) -> str:
-    metadata = {key: value for key, value in data["__metadata__"].items() if key != "header_sha256"}
-    return _sum(json.dumps({**data, "__metadata__": metadata}, sort_keys=True).encode())
+    """CRC-32 of all but itself: importing hashlib would take longer than the rest of the reading."""
+    metadata = {key: value for key, value in data["__metadata__"].items() if key != "header_crc32"}
+    return f"{crc32(json.dumps({**data, '__metadata__': metadata}, sort_keys=True).encode()):08x}"
 
 
 def _sum(*pieces: bytes | memoryview) -> str:

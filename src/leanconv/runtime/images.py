@@ -33,6 +33,7 @@ __all__ = [
     "Refused",
     "files_below",
     "header",
+    "image_files",
     "is_image",
     "normalise",
     "pixels",
@@ -271,6 +272,31 @@ def normalise(images: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[flo
     x -= np.tile(shift, width)
     x *= np.tile(scale, width)
     return x.reshape(images.shape)
+
+
+def image_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Image files, and all images below folders.
+
+    Args:
+        paths: files and folders.
+
+    Raises:
+        Error: none was given, one does not exist, or a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inner, _ = files_below(path)
+            if not inner:
+                raise Error(f"images: a folder must hold images, got {str(path)!r} without any")
+            files += inner
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise Error(f"image: must be a file that exists, got {str(path)!r}")
+    if not files:
+        raise Error("images: at least one must be given, got none")
+    return files
 
 
 def files_below(folder: Path) -> tuple[tuple[Path, ...], int]:

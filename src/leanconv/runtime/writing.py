@@ -14,7 +14,7 @@ __all__ = ["write_whole"]
 
 
 def write_whole(
-    path: str | Path, pieces: Iterable[bytes | memoryview], before: Callable[[Path], None] | None = None
+    path: str | os.PathLike[str], pieces: Iterable[bytes | memoryview], before: Callable[[Path], None] | None = None
 ) -> None:
     """Write a file at once: under another name beside it, then renamed.
 

@@ -105,6 +105,8 @@ FUNCTIONS: list[tuple[Any, list[str]]] = [
     (lambda x: x * x.mean((2, 3), keepdim=True).expand_as(x), ["mean", "multiply"]),
     (lambda x: x * x.mean(1, keepdim=True), ["conv", "multiply"]),
     (lambda x: x + x.mean((2, 3))[:, :, None, None], ["mean", "add"]),
+    (lambda x: x.mean((2, 3), keepdim=True) * x[:, :1], ["mean", "conv", "conv", "multiply"]),
+    (lambda x: x[:, :1] + x.mean((2, 3), keepdim=True), ["conv", "mean", "conv", "add"]),
     (lambda x: torch.cat([x, F.relu(x)], 1), ["activation+relu", "concat"]),
     (lambda x: torch.cat([x, torch.zeros(len(x), 2, *x.shape[2:], dtype=x.dtype)], 1), ["conv"]),
     (lambda x: torch.cat(x.chunk(3, 1)[::-1], 1), ["conv", "conv", "conv", "concat"]),

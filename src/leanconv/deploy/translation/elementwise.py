@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from leanconv.deploy.translation.calls import Call, Ref, Rule, Unsupported
 from leanconv.deploy.translation.convolutions import affine
-from leanconv.deploy.translation.layout import Layout, Shape, letters
+from leanconv.deploy.translation.layout import Layout, Shape, letters, restrided
 
 __all__ = ["RULES"]
 
@@ -158,12 +159,25 @@ def _joined(call: Call, op: str, a: Ref, b: Ref) -> Ref:
             return Ref(call.node(op, (a.value, b.value), shapes[0]), a.layout)
     names = letters(a.layout, shapes[0]), letters(b.layout, shapes[1])
     out = tuple(max(x, y) for x, y in zip(*shapes, strict=True))
+    if "?" not in "".join((*names[0], *names[1])) and {shapes[0][2], shapes[1][2]} == {1, out[2]} and out not in shapes:
+        thin, flat = (a, b) if shapes[0][2] == 1 else (b, a)
+        if call.shape(thin)[:2] == out[:2] and call.shape(flat) == (1, 1, out[2]):
+            return _joined(call, op, _over_channels(call, thin, flat), flat)
     whole, other = (a, b) if shapes[0] == out else (b, a)
     full, part = names if whole is a else names[::-1]
     fits = all(p in ("", f) for f, p in zip(full, part, strict=True)) and "?" not in "".join(full)
     if call.shape(whole) != out or not fits or not _spreads(call.shape(other), out):
         raise Unsupported(f"{call.kind} of maps of {_told(shapes[0])} and {_told(shapes[1])}")
     return Ref(call.node(op, (whole.value, other.value), (out[0], out[1], out[2])), whole.layout)
+
+
+def _over_channels(call: Call, thin: Ref, flat: Ref) -> Ref:
+    """A map of one channel with as many channels as a vector has, all of them equal."""
+    (height, width, _), channels = call.shape(thin), call.shape(flat)[2]
+    place = call.names(flat).index("c")
+    arrays = {"weight": np.ones((channels, 1, 1, 1), np.float32), "bias": np.zeros(channels, np.float32)}
+    value = call.node("conv", (thin.value,), (height, width, channels), arrays=arrays)
+    return Ref(value, restrided(thin.layout, place, 1, channels))
 
 
 def _unspread(layout: Layout) -> Layout:

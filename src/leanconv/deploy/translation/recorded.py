@@ -31,7 +31,7 @@ OURS = (BatchNorm1d, BatchNorm2d, DepthwiseConv1d, DepthwiseConv2d)
 
 
 def _whole(module: nn.Module) -> bool:
-    return type(module) in OURS
+    return type(module) in OURS and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def drafted(model: nn.Module, example: Tensor) -> tuple[Draft, str]:
@@ -171,7 +171,7 @@ class _Reading:
             value = tree_map(lambda v: self._given(v) if isinstance(v, Given) else v, value)
             name = names[int(key)] if key.isdigit() and int(key) < len(names) else key
             name = {"x": "input", "axis": "dim", "self": "input"}.get(name, name)
-            if name not in names and not loose and value not in (None, False):
+            if name not in names and not loose and value is not None and value is not False:
                 raise Unsupported(f"{_kind(step)} with {name}={value}")
             found[name] = value
         return found

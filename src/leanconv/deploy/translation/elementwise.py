@@ -117,6 +117,11 @@ def _neg(call: Call) -> Ref:
     return affine(call, call.ref(), -1.0, 0.0)
 
 
+def _filled(call: Call) -> Ref:
+    """zeros_like, ones_like: finite numbers times 0."""
+    return affine(call, call.ref(), 0.0, 1.0 if call.kind == "ones_like" else 0.0)
+
+
 def _operands(call: Call) -> tuple[Any, Any]:
     if call.get("alpha", 1) != 1:
         raise Unsupported(f"{call.kind} with alpha={call.get('alpha')}")
@@ -213,4 +218,6 @@ RULES: dict[str, tuple[Rule, str]] = {
     **dict.fromkeys(("mul", "imul", "rmul", "multiply"), _MUL),
     **dict.fromkeys(("div", "true_divide", "truediv", "itruediv", "idiv", "divide"), _DIV),
     "neg": (_neg, "input"),
+    "zeros_like": (_filled, "input *"),
+    "ones_like": (_filled, "input *"),
 }

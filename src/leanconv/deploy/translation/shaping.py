@@ -233,7 +233,7 @@ def _pad(call: Call) -> Ref:
 
 _COPIES = ("contiguous", "clone", "detach", "to", "float", "alias", "view_as", "requires_grad", "type_as", *_CASTS)
 _SAME, _VIEW = (_as_it_is, "input *"), (_reshape, "input *")
-_SPLIT, _CAT = (_split, "input sections dim"), (_cat, "tensors dim")
+_SPLIT, _CAT = (_split, "input sections dim *"), (_cat, "tensors dim")
 _TURN = (_transpose, "input dim0 dim1")
 RULES: dict[str, tuple[Rule, str]] = {
     **dict.fromkeys(_COPIES, _SAME),

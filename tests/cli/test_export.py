@@ -63,6 +63,18 @@ def test_a_file_is_replaced_only_on_request(capsys: Capture) -> None:
     assert told["difference"]["inputs"] > 5  # noise, and images of the run
 
 
+def test_a_run_as_onnx(capsys: Capture) -> None:
+    import onnx
+
+    assert main(["export", "runs/a", "--output", "a.onnx", "--format", "onnx"]) == 0
+    out = capsys.readouterr().out
+    assert "compared with    onnxruntime" in out
+    assert "memory" not in out
+    told = {entry.key: entry.value for entry in onnx.load("a.onnx").metadata_props}
+    assert json.loads(told["classes"]) == ["blue", "green", "red"]
+    assert tuple(json.loads(told["mean"])) == training.open_run("runs/a").header.mean
+
+
 def test_a_rewritten_run_whose_images_are_gone(place: Path, capsys: Capture) -> None:
     assert main(["fold", "runs/a", "--output", "folded", "--no-latency"]) == 0
     (place / "pics").rename(place / "elsewhere")

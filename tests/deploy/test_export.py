@@ -190,8 +190,8 @@ def test_a_network_whose_numbers_are_not_finite_is_refused(tmp_path: Path) -> No
 
 
 def test_onnx_with_any_number_of_inputs(tmp_path: Path) -> None:
-    onnx_ = pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
+    import onnx as onnx_
+
     network = nn.Sequential(mobilenet_v2(), nn.GELU())  # no .lean file has that
     told = exported(drawn(network), tmp_path / "net.onnx", format="onnx", classes="abcde")
     assert told.difference.holds
@@ -203,8 +203,6 @@ def test_onnx_with_any_number_of_inputs(tmp_path: Path) -> None:
 
 
 def test_onnx_without_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
     monkeypatch.setattr(onnx, "find_spec", lambda name: None if name == "onnxruntime" else name)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 49, 2))
     told = exported(network, tmp_path / "net.onnx", format="onnx")

@@ -175,12 +175,13 @@ def _pad_forward(draft: Draft, node: Node) -> bool:
     positive = made is not None and made.act in POSITIVE
     for reader in draft.readers(node.output):
         old = reader.window.padding
+        pools = _touches(draft, node, reader) if reader.op in ("avg_pool", "max_pool") else False
         fits = {
             "conv": True,
             "depthwise": True,
             "pad": min(old) >= 0,
-            "avg_pool": reader.count_padding or not any(old),
-            "max_pool": positive and not any(old) and _touches(draft, node, reader),
+            "avg_pool": pools and (reader.count_padding or not any(old)),
+            "max_pool": pools and positive and not any(old),
         }.get(reader.op, False)
         if fits:
             top, left, bottom, right = (a + b for a, b in zip(old, node.window.padding, strict=True))
@@ -192,10 +193,14 @@ def _pad_forward(draft: Draft, node: Node) -> bool:
 
 def _touches(draft: Draft, pad: Node, pool: Node) -> bool:
     """Whether every window holds something of the map itself, so that its maximum needs no zero."""
+    reach = [d * (k - 1) + 1 for d, k in zip(pool.window.dilation, pool.window.size, strict=True)]
+    pads = [a + b for a, b in zip(pad.window.padding, pool.window.padding, strict=True)]
+    if max(pads[0::2]) >= reach[0] or max(pads[1::2]) >= reach[1]:
+        return False  # no pooling has such a padding
     height, width, _ = draft.shapes[pad.inputs[0]]
     window, made = pool.window, draft.shapes[pool.output]
     for axis, size in enumerate((height, width)):
-        before = pad.window.padding[axis]
+        before = pads[axis]
         taps = np.arange(window.size[axis]) * window.dilation[axis]
         starts = np.arange(made[axis]) * window.stride[axis] - before
         places = starts[:, None] + taps[None]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leanconv import Error
-from leanconv.graph import Graph, record
+from leanconv.graph import Given, Graph, record
 
 
 class Net(nn.Module):
@@ -223,6 +223,33 @@ def test_what_a_layer_is_called_with_besides_tensors() -> None:
 
     (step,) = record(Up(), torch.ones(1, 2, 4)).steps
     assert step.arguments == {"output_size": [10]}
+
+
+def test_tensors_that_a_function_was_given_are_told_by_name() -> None:
+    model = Net()
+    graph = record(model, torch.randn(2, 3, 4, 4))
+    (scaled,) = (s for s in graph.steps if s.kind == "conv2d")
+    given, weight = scaled.tensors["0"], scaled.tensors["1"]
+    assert isinstance(given, Given)
+    assert isinstance(weight, Given)
+    assert (given.value, given.tensor) == (scaled.inputs[0], None)
+    assert weight.value is None
+    assert weight.tensor is not None
+    assert torch.equal(weight.tensor, model.scale * 2)
+    (joined,) = record(_Cat(), torch.ones(1, 2), lambda module: False).steps
+    assert [part.value is None for part in joined.tensors["0"]] == [False, True]  # type: ignore[attr-defined]
+
+
+class _Cat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.zeros(1, 3)], dim=1)
+
+
+def test_modules_can_be_looked_into() -> None:
+    graph = record(Net(), torch.randn(2, 3, 4, 4), lambda module: isinstance(module, nn.BatchNorm2d))
+    assert kinds(graph) == ["dropout", "conv2d", "conv2d", "BatchNorm2d", "relu", "add", "conv2d", "dropout", "mul_",
+                            "mean", "linear"]  # fmt: skip
+    assert [s.path for s in graph.steps][:5] == ["drop", "conv", "conv", "bn", "act"]
 
 
 def test_several_inputs_and_outputs() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from leanconv.acceleration import accelerate as accelerate
     from leanconv.accounting import cost as cost
     from leanconv.allocator import tune_allocator as tune_allocator
+    from leanconv.deploy import export as export
     from leanconv.graph import record as record
     from leanconv.prediction import evaluate as evaluate
     from leanconv.prediction import predict as predict
@@ -42,6 +43,7 @@ _LAZY = {
     "accelerate": "acceleration",
     "cost": "accounting",
     "tune_allocator": "allocator",
+    "export": "deploy",
     "record": "graph",
     "evaluate": "prediction",
     "predict": "prediction",

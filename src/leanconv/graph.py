@@ -22,9 +22,22 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from leanconv.errors import Error
 
-__all__ = ["Graph", "Step", "evaluating", "is_leaf", "record"]
+__all__ = ["Given", "Graph", "Step", "evaluating", "is_leaf", "record"]
 
 PADDING = (_ConstantPadNd, _ReflectionPadNd, _ReplicationPadNd, _CircularPadNd)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor that a functional operation was given: a recorded one, or one that no step made.
+
+    Attributes:
+        value: id of the recorded tensor; None for parameters, constants and what was made of these alone.
+        tensor: the tensor itself where there is no id.
+    """
+
+    value: int | None
+    tensor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Step:
         ops: functions that ran inside the leaf module.
         inplace: whether an input was overwritten.
         arguments: non-tensor arguments of the call: ``"0"``, ``"1"``, ... and keywords.
+        tensors: of a functional operation, tensor arguments by the same names; in lists and tuples likewise.
     """
 
     index: int
@@ -55,6 +69,7 @@ class Step:
     ops: tuple[str, ...] = ()
     inplace: bool = False
     arguments: Mapping[str, object] = field(default_factory=dict)
+    tensors: Mapping[str, object] = field(default_factory=dict)
 
 
 class Graph:
@@ -189,7 +204,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
 
 
-def record(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
+def record(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], leaf: Callable[[nn.Module], bool] = is_leaf
+) -> Graph:
     """Run a network once on an example and record what ran.
 
     The network runs in eval mode without gradients and is left as it was: flags, buffers, hooks, random numbers.
@@ -197,12 +214,13 @@ def record(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     Args:
         model: any module.
         example: its input, (N, C, ...), or a tuple of inputs.
+        leaf: which modules count as one step; what runs in the others is recorded as functional operations.
 
     Raises:
         Error: the network does not run on the example.
     """
     inputs = example if isinstance(example, tuple) else (example,)
-    recorder = _Recorder(model)
+    recorder = _Recorder(model, leaf)
     # Views, so that an example which is also a buffer, or is returned unchanged, is still a tensor of its own.
     inputs = tuple(x.detach().view_as(x) for x in inputs)
     handles = recorder.hook(model)
@@ -242,9 +260,10 @@ class _Frame:
 class _Recorder(TorchFunctionMode):
     """Sees every torch function that runs and every module that is called."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, leaf: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.names = _Names(model)
+        self._is_leaf = leaf
         self.steps: list[Step] = []
         self.shapes: dict[int, tuple[int, ...]] = {}
         self._value: dict[int, int] = {}  # id of the tensor -> its present value
@@ -322,6 +341,7 @@ class _Recorder(TorchFunctionMode):
             self._leaf.params.extend(self._read(tensors)[1])
             return func(*args, **kwargs)
         values, params = self._read(tensors)
+        given = self._given(args, kwargs) if values else {}
         versions = [_version(t) for t in tensors]
         result = func(*args, **kwargs)
         if not values:
@@ -334,8 +354,19 @@ class _Recorder(TorchFunctionMode):
         path = self._stack[-1] if self._stack else ""
         outputs = self._made(result, overwritten)
         arguments = _arguments(args, kwargs)
-        self._add(Step(0, _name(func), path, 0, None, values, outputs, params, (), bool(overwritten), arguments))
+        inplace = bool(overwritten)
+        self._add(Step(0, _name(func), path, 0, None, values, outputs, params, (), inplace, arguments, given))
         return result
+
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, object]:
+        """Tensor arguments by name."""
+
+        def told(t: Any) -> Any:
+            value = self._value.get(id(t)) if isinstance(t, Tensor) else None
+            return Given(value, t if value is None else None) if isinstance(t, Tensor) else t
+
+        named = {str(i): a for i, a in enumerate(args)} | dict(kwargs)
+        return {k: tree_map(told, a) for k, a in named.items() if any(isinstance(t, Tensor) for t in tree_leaves(a))}
 
     def _remember_derived(self, result: Any, params: tuple[str, ...]) -> None:
         for t in tree_leaves(result):
@@ -359,7 +390,7 @@ class _Recorder(TorchFunctionMode):
     def hook(self, model: nn.Module) -> list[Any]:
         handles: list[Any] = []
         for path, module in model.named_modules():
-            enter, leave = (self._enter_leaf, self._leave_leaf) if is_leaf(module) else (self._enter, self._leave)
+            enter, leave = (self._enter_leaf, self._leave_leaf) if self._is_leaf(module) else (self._enter, self._leave)
             handles.append(module.register_forward_pre_hook(_bind(enter, path), with_kwargs=True))
             handles.append(module.register_forward_hook(_bind(leave, path), with_kwargs=True))
         return handles

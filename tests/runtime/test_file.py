@@ -86,7 +86,7 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path) -> None:
     before = path.read_bytes()
     again, found = read(path)
     code = (
-        "import resource, signal, sys; from leanconv.errors import Error; from leanconv.runtime.file import read, write\n"
+        "import resource, signal, sys; from leanconv import Error; from leanconv.runtime.file import read, write\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); held = read(sys.argv[1])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: write(sys.argv[1], *held)\n"

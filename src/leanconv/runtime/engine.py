@@ -103,7 +103,7 @@ class Engine:
         """The network's output, in torch's order of dimensions.
 
         The engine works channels last. A batch whose memory is (N, H, W, C) already, ``x.transpose(0, 3, 1, 2)`` of
-        such an array or a channels_last tensor's ``numpy()``, is taken as it is; any other is copied, 0.3 ms for an
+        such an array or a channels_last tensor's ``numpy()``, is taken as it is; any other is copied, 0.2 ms for an
         image of 3 x 224 x 224. Results are not copied.
 
         Args:
@@ -122,7 +122,7 @@ class Engine:
             wanted = ", ".join(map(str, self.input_shape))
             raise Error(f"{self._name}: a batch must have the shape (N, {wanted}), got {batch.shape}")
         y = self.run(np.ascontiguousarray(batch.transpose(0, 2, 3, 1), np.float32))
-        return y.reshape(len(y), -1) if len(self.output_shape) == 1 else y.transpose(0, 3, 1, 2)
+        return y.reshape(len(y), *self.output_shape) if len(self.output_shape) == 1 else y.transpose(0, 3, 1, 2)
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network's output, channels last: nothing is transposed.

@@ -1,0 +1,98 @@
+"""``leanconv export``: from a run to a file that is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leanconv import recipe, runtime, training
+from leanconv.cli import main
+from leanconv.graph import evaluating
+from pictures import flat, quick
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("exporting")
+    flat(root / "pics")
+    whole = recipe.override(quick(), **{"techniques.separable": True})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        training.run.run("pics", whole, training.Job("a"))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def test_a_run_as_a_file_that_runs_without_torch(capsys: Capture) -> None:
+    assert main(["export", "runs/a", "--output", "a.lean"]) == 0
+    out, err = capsys.readouterr()
+    for word in ("file", "size", "MACs", "steps", "memory", "difference", "the rule holds"):
+        assert word in out
+    assert err == ""
+    run = training.open_run("runs/a")
+    x = torch.randn(3, *run.header.shape, generator=torch.Generator().manual_seed(0))
+    with runtime.load("a.lean", verify=True) as engine, evaluating(run.model):
+        assert engine.classes == run.header.classes == ("blue", "green", "red")
+        picture = engine.plan.picture
+        assert picture is not None
+        assert (picture.side, picture.mode) == (run.header.shape[1], "RGB")
+        assert picture.mean == run.header.mean
+        assert np.allclose(engine(x.numpy()), run.model(x).numpy(), atol=1e-5)
+
+
+def test_a_file_is_replaced_only_on_request(capsys: Capture) -> None:
+    Path("b.lean").write_text("mine")
+    assert main(["export", "runs/a", "--output", "b.lean"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert Path("b.lean").read_text() == "mine"
+    assert main(["export", "runs/a", "--output", "b.lean", "--overwrite", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["path"] == "b.lean"
+    assert told["bytes"] == Path("b.lean").stat().st_size
+    assert told["holds"]
+    assert told["difference"]["inputs"] > 5  # noise, and images of the run
+
+
+def test_a_run_as_onnx(capsys: Capture) -> None:
+    import onnx
+
+    assert main(["export", "runs/a", "--output", "a.onnx", "--format", "onnx"]) == 0
+    out = capsys.readouterr().out
+    assert "compared with    onnxruntime" in out
+    assert "memory" not in out
+    told = {entry.key: entry.value for entry in onnx.load("a.onnx").metadata_props}
+    assert json.loads(told["classes"]) == ["blue", "green", "red"]
+    assert tuple(json.loads(told["mean"])) == training.open_run("runs/a").header.mean
+
+
+def test_a_rewritten_run_whose_images_are_gone(place: Path, capsys: Capture) -> None:
+    assert main(["fold", "runs/a", "--output", "folded", "--no-latency"]) == 0
+    (place / "pics").rename(place / "elsewhere")
+    try:
+        assert main(["export", "runs/folded", "--output", "folded.lean"]) == 0
+    finally:
+        (place / "elsewhere").rename(place / "pics")
+    assert "note             compared on noise alone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["runs/none"], "must be the folder of a run"),
+        (["runs/a", "--format", "tflite"], "--format must be lean or onnx, got 'tflite'"),
+    ],
+)
+def test_bad_words(words: list[str], sentence: str, capsys: Capture) -> None:
+    assert main(["export", *words, "--output", "c.lean"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("c.lean").exists()

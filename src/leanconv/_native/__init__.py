@@ -146,19 +146,12 @@ def _select(native: str, wanted: str) -> Library | None:
 @lru_cache(maxsize=1)
 def _open() -> tuple[ctypes.CDLL, str] | str:
     """The library, checked, and its path; or why there is none."""
-    for (
-        name
-    ) in _FILES:  # beside this file, unless the installation is editable; importlib.resources takes 5 ms to import
-        beside = os.path.join(os.path.dirname(__file__), name)
-        if os.path.isfile(beside):
-            return _check(beside)
-    from importlib.resources import as_file, files
-
-    for name in _FILES:
-        found = files(__name__).joinpath(name)
-        if found.is_file():
-            with as_file(found) as path:
-                return _check(str(path))
+    # An editable installation has two folders; importlib.resources finds it too, and takes 8 ms to import.
+    for folder in __path__:
+        for name in _FILES:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                return _check(path)
     return "leanconv was installed without it (it needs a C++ compiler at installation)"
 
 

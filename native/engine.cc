@@ -1,6 +1,7 @@
 // The runtime: makes an engine of a plan, holds its memory, and goes through the steps of a batch.
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "engine_pool.h"
@@ -19,6 +20,7 @@ struct lc_engine {
   lc_room room;    // of the largest step
   float* floats;   // arena, scratch memories, shared memory
   int64_t floats_size;
+  float* weights;  // packed
   double* seconds;
 };
 
@@ -30,20 +32,33 @@ float* allocate(int64_t floats) {
   void* p = nullptr;
   const size_t align = floats * 4 >= 2 * kPages ? (size_t)kPages : 128;
   if (floats > INT64_MAX / 8 || posix_memalign(&p, align, (size_t)(floats + kApart) * 4)) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  if (align == (size_t)kPages) madvise(p, (size_t)(floats * 4) / kPages * kPages, MADV_HUGEPAGE);
+#endif
   return (float*)p;
 }
 
-int32_t pack(lc_engine* e) {
+template <typename F>
+void each_layer(lc_engine* e, F f) {
   for (int64_t i = 0; i < e->steps_count; ++i)
-    for (int64_t j = 0; j < e->steps[i].parts; ++j) {
-      lc_layer& l = e->steps[i].layers[j];
-      const int64_t floats = e->table->engine_packed(l);
-      if (floats == 0) continue;
-      l.packed = allocate(floats);
-      if (!l.packed) return LC_NO_MEMORY;
-      e->table->engine_pack(l);
-      l.weight = l.shift = nullptr;
-    }
+    for (int64_t j = 0; j < e->steps[i].parts; ++j) f(e->steps[i].layers[j]);
+}
+
+// All weights in one piece of memory, large pages where there are such: panels are read from one end to the other.
+int32_t pack(lc_engine* e) {
+  int64_t size = 0;
+  bool fits = true;
+  const auto floats_of = [&](const lc_layer& l) { return (e->table->engine_packed(l) + kApart - 1) / kApart * kApart; };
+  each_layer(e, [&](lc_layer& l) { fits = fits && !__builtin_add_overflow(size, floats_of(l), &size); });
+  e->weights = fits ? allocate(size) : nullptr;
+  if (!e->weights) return LC_NO_MEMORY;
+  float* at = e->weights;
+  each_layer(e, [&](lc_layer& l) {
+    l.packed = at;
+    at += floats_of(l);
+    if (floats_of(l) > 0) e->table->engine_pack(l);
+    l.weight = l.shift = nullptr;
+  });
   return LC_OK;
 }
 
@@ -57,12 +72,13 @@ int32_t build(lc_engine* e, lc_plan* plan) {
   if (const int32_t bad = lc_check_plan(plan, e->steps)) return bad;
   memcpy(e->values, plan->values, (size_t)plan->values_count * sizeof(lc_value));
   e->input = plan->input, e->output = plan->output, e->memory = plan->memory;
+  if (const int32_t bad = lc_find_chains(e->steps, e->steps_count, e->values_count, e->output, *e->table)) return bad;
   return pack(e);
 }
 
 void release(lc_engine* e) {
   if (e->steps) lc_release_steps(e->steps, e->steps_count);
-  free(e->steps), free(e->values), free(e->seconds), free(e->floats), free(e);
+  free(e->steps), free(e->values), free(e->seconds), free(e->floats), free(e->weights), free(e);
 }
 
 // Cuts the steps for a batch and makes sure of the memory.
@@ -71,9 +87,10 @@ int32_t cut(lc_engine* e, int64_t images) {
   e->images = 0;
   const int64_t threads = e->pool.threads();
   lc_room all = {};
-  for (int64_t i = 0; i < e->steps_count; ++i) {
+  for (int64_t i = 0, steps; i < e->steps_count; i += steps) {
     lc_room room;
-    if (!lc_cut_step(e->steps[i], *e->table, images, threads, &room)) return LC_BAD_ARGUMENT;
+    if (!lc_cut_step(e->steps + i, *e->table, images, threads, &room, &steps)) return LC_BAD_ARGUMENT;
+    for (int64_t k = 1; k < steps; ++k) e->steps[i + k].phases_count = 0;
     if (room.scratch > all.scratch) all.scratch = room.scratch;
     if (room.shared > all.shared) all.shared = room.shared;
   }
@@ -126,8 +143,10 @@ void go(lc_engine* e, const lc_batch* b) {
       Turn turn = {&p, scratch, e->room.scratch};
       e->pool.run(work, &turn, p.tasks);
     }
+    const int64_t last = i + (s.phases_count && s.phases[0].joined ? s.chain - 1 : 0);
     const double after = now();
-    e->seconds[i] = after - before;
+    for (int64_t k = i; k < last; ++k) e->seconds[k] = 0;
+    if (s.phases_count) e->seconds[last] = after - before;
     before = after;
   }
 }

@@ -26,7 +26,11 @@ struct lc_engine {
 
 namespace {
 
-enum { kPages = 1 << 21, kApart = 32 };  // kApart: floats, so that threads write to cache lines of their own
+enum {
+  kPages = 1 << 21,
+  kApart = 32,       // floats, so that threads write to cache lines of their own
+  kMaps = 2 << 20,  // bytes of maps for each thread
+};
 
 float* allocate(int64_t floats) {
   void* p = nullptr;
@@ -126,14 +130,20 @@ double now() {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-void go(lc_engine* e, const lc_batch* b) {
-  float* const scratch = e->floats + e->memory * b->images;
+// Images that go through all steps together: as many as leave their maps in a cache, a whole number for each thread.
+int64_t together(const lc_engine* e) {
+  const int64_t each = kMaps / (e->memory * 4 + 1);
+  return e->pool.threads() * (each > 1 ? each : 1);
+}
+
+void go(lc_engine* e, int64_t images, float* in, float* out) {
+  float* const scratch = e->floats + e->memory * images;
   float* const shared = scratch + e->room.scratch * e->pool.threads();
   double before = now();
   for (int64_t i = 0; i < e->steps_count; ++i) {
     lc_prepared& s = e->steps[i];
     const auto map = [&](int64_t number) {
-      return number == e->input ? b->in : number == e->output ? b->out : number >= 0 ? e->floats + e->values[number].offset * b->images
+      return number == e->input ? in : number == e->output ? out : number >= 0 ? e->floats + e->values[number].offset * images
              : number == LC_SHARED ? shared : number == LC_SHARED_TOO ? shared + s.first : nullptr;
     };
     for (int64_t k = 0; k < s.count; ++k) s.maps[k] = map(s.inputs[k]);
@@ -145,8 +155,7 @@ void go(lc_engine* e, const lc_batch* b) {
     }
     const int64_t last = i + (s.phases_count && s.phases[0].joined ? s.chain - 1 : 0);
     const double after = now();
-    for (int64_t k = i; k < last; ++k) e->seconds[k] = 0;
-    if (s.phases_count) e->seconds[last] = after - before;
+    if (s.phases_count) e->seconds[last] += after - before;
     before = after;
   }
 }
@@ -180,13 +189,16 @@ int32_t lc_engine_run(const lc_batch* b) {
       __builtin_mul_overflow(lc_map_size(e->values[e->input]), b->images, &in) || in != b->in_size ||
       __builtin_mul_overflow(lc_map_size(e->values[e->output]), b->images, &out) || out != b->out_size) return LC_BAD_ARGUMENT;
   pthread_mutex_lock(&e->mutex);
-  const int32_t bad = cut(e, b->images);
-  if (!bad) {
-    FlushToZero flush;
-    e->pool.begin();
-    go(e, b);
-    e->pool.end();
+  FlushToZero flush;
+  e->pool.begin();
+  memset(e->seconds, 0, (size_t)e->steps_count * sizeof(double));
+  int32_t bad = LC_OK;
+  for (int64_t done = 0, most = together(e), now; !bad && done < b->images; done += now) {
+    now = b->images - done < most ? b->images - done : most;
+    bad = cut(e, now);
+    if (!bad) go(e, now, b->in + in / b->images * done, b->out + out / b->images * done);
   }
+  e->pool.end();
   pthread_mutex_unlock(&e->mutex);
   return bad;
 }

@@ -117,7 +117,8 @@ class Check {
       if (!shaped || (last && part.inputs_count != s.inputs_count)) return LC_BAD_ARGUMENT;
       if (const int32_t bad = layer(part, value(x), value(part.output), to.layers[i])) return bad;
       if (op == LC_CONV && (!to.layers[i].flat || part.groups != 1)) return LC_BAD_ARGUMENT;
-      if (last && to.second >= 0 && (part.inputs[1] != to.second || !same(value(to.second), value(s.output)))) return LC_BAD_ARGUMENT;
+      if (last && to.second >= 0 && (part.inputs[1] != to.second || !same(value(to.second), value(s.output))))
+        return LC_BAD_ARGUMENT;
       x = part.output;
     }
     to.parts = s.parts_count;
@@ -153,7 +154,9 @@ class Check {
       case LC_LINEAR: return linear(s, x, y, l);
       case LC_AFFINE: return same(x, y) && tensors(s, x.channels, x.channels) ? LC_OK : LC_BAD_ARGUMENT;
       case LC_MAX_POOL:
-      case LC_AVG_POOL: set_window(s, l); return window(s, x, y) && x.channels == y.channels ? LC_OK : LC_BAD_ARGUMENT;
+      case LC_AVG_POOL:
+        set_window(s, l);
+        return window(s, x, y) && x.channels == y.channels ? LC_OK : LC_BAD_ARGUMENT;
       case LC_MEAN: return y.height == 1 && y.width == 1 && x.channels == y.channels ? LC_OK : LC_BAD_ARGUMENT;
       case LC_SOFTMAX: return same(x, y) && s.act == 0 ? LC_OK : LC_BAD_ARGUMENT;
       case LC_BLOCK: return LC_BAD_ARGUMENT;
@@ -206,8 +209,9 @@ class Check {
   int32_t channelwise(const lc_step& s, const lc_value& x, const lc_value& y, lc_layer& l) {
     int64_t weights;
     int64_t size;
-    if (!window(s, x, y) || !size_of(x.height, x.width, x.channels + 16, &size) || y.channels % x.channels || !size_of(s.kernel_height, s.kernel_width, y.channels, &weights) ||
-        !tensors(s, weights, y.channels)) return LC_BAD_ARGUMENT;
+    const bool shaped = window(s, x, y) && size_of(x.height, x.width, x.channels + 16, &size) && y.channels % x.channels == 0;
+    if (!shaped || !size_of(s.kernel_height, s.kernel_width, y.channels, &weights) || !tensors(s, weights, y.channels))
+      return LC_BAD_ARGUMENT;
     set_window(s, l);
     place_pixels(l);
     l.groups = y.channels / x.channels;
@@ -217,7 +221,8 @@ class Check {
   int32_t linear(const lc_step& s, const lc_value& x, const lc_value& y, lc_layer& l) {
     const int64_t in = lc_map_size(x);
     int64_t weights;
-    if (y.height != 1 || y.width != 1 || !times(in, y.channels, &weights) || !tensors(s, weights, y.channels)) return LC_BAD_ARGUMENT;
+    if (y.height != 1 || y.width != 1 || !times(in, y.channels, &weights) || !tensors(s, weights, y.channels))
+      return LC_BAD_ARGUMENT;
     l.height = l.width = 1, l.channels = in, l.flat = 1, l.wide = 1, l.pixel = in, l.taps = 1, l.length = in;
     return LC_OK;
   }

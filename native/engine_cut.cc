@@ -75,9 +75,9 @@ class Cut {
   }
 
   // As many tasks as there are threads, or some for each, of at least so many rows.
-  int64_t tasks(int64_t rows, int64_t fewest, int64_t each = kTasks) const {
+  int64_t tasks(int64_t rows, int64_t fewest) const {
     if (threads_ == 1) return 1;
-    const int64_t count = most(1, least(threads_ * each, rows / most(1, fewest)));
+    const int64_t count = most(1, least(threads_ * kTasks, rows / most(1, fewest)));
     return count > threads_ ? count / threads_ * threads_ : count;
   }
   int64_t rows_of(const lc_layer& l) const { return l.flat ? images_ * l.out_height * l.out_width : images_ * l.out_height; }

@@ -206,6 +206,18 @@ def small_network():
     return writer
 
 
+@pytest.mark.parametrize("first", [square(3, 2), Window((4, 3), (2, 2), (0, 1, 0, 1), (1, 2)), square(1, 2, 0)])
+def test_large_maps_that_run_row_by_row(isa, first):
+    writer = Writer((130, 118, 3))
+    x = writer.add("conv", 0, 32, first, act="silu")
+    x = writer.block(x, 32, 33, square(3), ("relu6", "relu"))
+    x = writer.add("depthwise", x, window=square(5), act="hardswish")
+    x = writer.add("conv", x, 32, act="none")
+    x = writer.block(x, 40, 16, square(3, 2), ("relu6", "relu6", "none"))
+    writer.block(x, 32, 16, square(3), ("relu6", "relu6", "none"), more=(x,))
+    check(writer, images=3, threads=(1, 2, 3))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5, 8])
 def test_a_network(isa, threads):
     check(small_network(), images=5, threads=(1, threads))

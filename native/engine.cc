@@ -14,8 +14,7 @@ struct lc_engine {
   const lc_table* table;
   lc_prepared* steps;
   int64_t steps_count;
-  lc_value* values;
-  int64_t values_count, input, output, memory;
+  lc_places places;
   int64_t images;  // that steps are cut for; 0: none
   lc_room room;    // of the largest step
   float* floats;   // arena, scratch memories, shared memory
@@ -69,20 +68,21 @@ int32_t pack(lc_engine* e) {
 int32_t build(lc_engine* e, lc_plan* plan) {
   e->table = &lc_table_of(plan->isa);
   e->steps = (lc_prepared*)calloc((size_t)plan->steps_count, sizeof(lc_prepared));
-  e->values = (lc_value*)malloc((size_t)plan->values_count * sizeof(lc_value));
+  e->places.values = (lc_value*)malloc((size_t)plan->values_count * sizeof(lc_value));
   e->seconds = (double*)calloc((size_t)plan->steps_count, sizeof(double));
-  if (!e->steps || !e->values || !e->seconds) return LC_NO_MEMORY;
-  e->steps_count = plan->steps_count, e->values_count = plan->values_count;
+  if (!e->steps || !e->places.values || !e->seconds) return LC_NO_MEMORY;
+  e->steps_count = plan->steps_count;
   if (const int32_t bad = lc_check_plan(plan, e->steps)) return bad;
-  memcpy(e->values, plan->values, (size_t)plan->values_count * sizeof(lc_value));
-  e->input = plan->input, e->output = plan->output, e->memory = plan->memory;
-  if (const int32_t bad = lc_find_chains(e->steps, e->steps_count, e->values_count, e->output, *e->table)) return bad;
+  memcpy(e->places.values, plan->values, (size_t)plan->values_count * sizeof(lc_value));
+  e->places.count = plan->values_count, e->places.memory = (plan->memory + kApart - 1) / kApart * kApart;
+  e->places.input = plan->input, e->places.output = plan->output;
+  if (const int32_t bad = lc_find_chains(e->steps, e->steps_count, &e->places, *e->table)) return bad;
   return pack(e);
 }
 
 void release(lc_engine* e) {
   if (e->steps) lc_release_steps(e->steps, e->steps_count);
-  free(e->steps), free(e->values), free(e->seconds), free(e->floats), free(e->weights), free(e);
+  free(e->steps), free(e->places.values), free(e->seconds), free(e->floats), free(e->weights), free(e);
 }
 
 // Cuts the steps for a batch and makes sure of the memory.
@@ -100,7 +100,7 @@ int32_t cut(lc_engine* e, int64_t images) {
   }
   all.scratch = (all.scratch / kApart + 1) * kApart;
   int64_t arena, scratch, size;
-  if (all.scratch > kLcMost || __builtin_mul_overflow(e->memory, images, &arena) ||
+  if (all.scratch > kLcMost || __builtin_mul_overflow(e->places.memory, images, &arena) ||
       __builtin_mul_overflow(all.scratch, threads, &scratch) || __builtin_add_overflow(arena, scratch, &size) ||
       __builtin_add_overflow(size, all.shared + kApart, &size) || size > 4 * kLcMost) return LC_BAD_ARGUMENT;
   if (size > e->floats_size) {
@@ -132,26 +132,29 @@ double now() {
 
 // Images that go through all steps together: as many as leave their maps in a cache, a whole number for each thread.
 int64_t together(const lc_engine* e) {
-  const int64_t each = kMaps / (e->memory * 4 + 1);
+  const int64_t each = kMaps / (e->places.memory * 4 + 1);
   return e->pool.threads() * (each > 1 ? each : 1);
 }
 
 void go(lc_engine* e, int64_t images, float* in, float* out) {
-  float* const scratch = e->floats + e->memory * images;
+  const lc_places& p = e->places;
+  float* const scratch = e->floats + p.memory * images;
   float* const shared = scratch + e->room.scratch * e->pool.threads();
   double before = now();
   for (int64_t i = 0; i < e->steps_count; ++i) {
     lc_prepared& s = e->steps[i];
     const auto map = [&](int64_t number) {
-      return number == e->input ? in : number == e->output ? out : number >= 0 ? e->floats + e->values[number].offset * images
-             : number == LC_SHARED ? shared : number == LC_SHARED_TOO ? shared + s.first : nullptr;
+      if (number == LC_SHARED) return shared;
+      if (number == LC_SHARED_TOO) return shared + s.first;
+      if (number < 0) return (float*)nullptr;
+      return number == p.input ? in : number == p.output ? out : e->floats + p.values[number].offset * images;
     };
     for (int64_t k = 0; k < s.count; ++k) s.maps[k] = map(s.inputs[k]);
     for (int64_t j = 0; j < s.phases_count; ++j) {
-      lc_phase& p = s.phases[j];
-      p.work.x = map(p.x), p.work.second = map(p.second), p.work.y = map(p.y);
-      Turn turn = {&p, scratch, e->room.scratch};
-      e->pool.run(work, &turn, p.tasks);
+      lc_phase& phase = s.phases[j];
+      phase.work.x = map(phase.x), phase.work.second = map(phase.second), phase.work.y = map(phase.y);
+      Turn turn = {&phase, scratch, e->room.scratch};
+      e->pool.run(work, &turn, phase.tasks);
     }
     const int64_t last = i + (s.phases_count && s.phases[0].joined ? s.chain - 1 : 0);
     const double after = now();
@@ -186,8 +189,8 @@ int32_t lc_engine_run(const lc_batch* b) {
   lc_engine* const e = b->engine;
   int64_t in, out;
   if (!e || b->images < 1 || !b->in || !b->out ||
-      __builtin_mul_overflow(lc_map_size(e->values[e->input]), b->images, &in) || in != b->in_size ||
-      __builtin_mul_overflow(lc_map_size(e->values[e->output]), b->images, &out) || out != b->out_size) return LC_BAD_ARGUMENT;
+      __builtin_mul_overflow(lc_map_size(e->places.values[e->places.input]), b->images, &in) || in != b->in_size ||
+      __builtin_mul_overflow(lc_map_size(e->places.values[e->places.output]), b->images, &out) || out != b->out_size) return LC_BAD_ARGUMENT;
   pthread_mutex_lock(&e->mutex);
   FlushToZero flush;
   e->pool.begin();

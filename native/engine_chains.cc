@@ -15,12 +15,28 @@ bool joins(const lc_prepared& s) {
   return s.op == LC_BLOCK || s.op == LC_DEPTHWISE || (s.op == LC_CONV && s.layers[0].groups == 1);
 }
 
+bool overlap(const lc_places& p, int64_t i, int64_t j) {
+  const bool caller = i == p.input || i == p.output || j == p.input || j == p.output;
+  const lc_value &a = p.values[i], &b = p.values[j];
+  return !caller && a.offset < b.offset + lc_map_size(b) && b.offset < a.offset + lc_map_size(a);
+}
+
+// The first step's input is read until the last row of the last step's result is written.
+bool part_from(lc_places* p, int64_t x, int64_t y) {
+  if (!overlap(*p, x, y)) return true;
+  const int64_t size = (lc_map_size(p->values[y]) + 31) / 32 * 32;
+  if (p->memory > kLcMost - size) return false;
+  p->values[y].offset = p->memory;
+  p->memory += size;
+  return true;
+}
+
 }  // namespace
 
-int32_t lc_find_chains(lc_prepared* steps, int64_t count, int64_t values, int64_t output, const lc_table& table) {
-  int64_t* const readers = (int64_t*)calloc((size_t)values, sizeof(int64_t));
+int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, const lc_table& table) {
+  int64_t* const readers = (int64_t*)calloc((size_t)places->count, sizeof(int64_t));
   if (!readers) return LC_NO_MEMORY;
-  readers[output] = 1;
+  readers[places->output] = 1;
   for (int64_t i = 0; i < count; ++i) {
     const lc_prepared& s = steps[i];
     if (s.op != LC_CONCAT) ++readers[s.x];
@@ -46,7 +62,7 @@ int32_t lc_find_chains(lc_prepared* steps, int64_t count, int64_t values, int64_
       if (length && (w.stages_count < 2 || weights + table.engine_scratch(w) > kCacheFloats)) break;
       ++length;
     }
-    steps[i].chain = length > 1 ? length : 1;
+    steps[i].chain = length > 1 && part_from(places, steps[i].x, steps[i + length - 1].y) ? length : 1;
   }
   free(readers);
   return LC_OK;

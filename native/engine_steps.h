@@ -47,5 +47,12 @@ struct lc_room {
 // Cuts a step, or its whole chain; how many steps that were is in *steps.
 bool lc_cut_step(lc_prepared* step, const lc_table& table, int64_t images, int64_t threads, lc_room* room, int64_t* steps);
 
-// Which steps may run as one: each is read by the next one alone, and what is held at a time fits into a cache.
-int32_t lc_find_chains(lc_prepared* steps, int64_t count, int64_t values, int64_t output, const lc_table& table);
+// Values and the arena of one image, as an engine keeps them.
+struct lc_places {
+  lc_value* values;
+  int64_t count, input, output, memory;
+};
+
+// Which steps may run as one: each is read by the next one alone, and what is held at a time fits into a cache. Where the
+// plan puts the last one's result upon the first one's input, it gets a place of its own behind the arena.
+int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, const lc_table& table);

@@ -1,6 +1,7 @@
 // The runtime: makes an engine of a plan, holds its memory, and goes through the steps of a batch.
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "engine_pool.h"
@@ -13,56 +14,75 @@ struct lc_engine {
   const lc_table* table;
   lc_prepared* steps;
   int64_t steps_count;
-  lc_value* values;
-  int64_t values_count, input, output, memory;
+  lc_places places;
   int64_t images;  // that steps are cut for; 0: none
   lc_room room;    // of the largest step
   float* floats;   // arena, scratch memories, shared memory
   int64_t floats_size;
+  float* weights;  // packed
   double* seconds;
 };
 
 namespace {
 
-enum { kPages = 1 << 21, kApart = 32 };  // kApart: floats, so that threads write to cache lines of their own
+enum {
+  kPages = 1 << 21,
+  kApart = 32,       // floats, so that threads write to cache lines of their own
+  kMaps = 2 << 20,  // bytes of maps for each thread
+};
 
 float* allocate(int64_t floats) {
   void* p = nullptr;
   const size_t align = floats * 4 >= 2 * kPages ? (size_t)kPages : 128;
   if (floats > INT64_MAX / 8 || posix_memalign(&p, align, (size_t)(floats + kApart) * 4)) return nullptr;
+#if defined(MADV_HUGEPAGE)
+  if (align == (size_t)kPages) madvise(p, (size_t)(floats * 4) / kPages * kPages, MADV_HUGEPAGE);
+#endif
   return (float*)p;
 }
 
-int32_t pack(lc_engine* e) {
+template <typename F>
+void each_layer(lc_engine* e, F f) {
   for (int64_t i = 0; i < e->steps_count; ++i)
-    for (int64_t j = 0; j < e->steps[i].parts; ++j) {
-      lc_layer& l = e->steps[i].layers[j];
-      const int64_t floats = e->table->engine_packed(l);
-      if (floats == 0) continue;
-      l.packed = allocate(floats);
-      if (!l.packed) return LC_NO_MEMORY;
-      e->table->engine_pack(l);
-      l.weight = l.shift = nullptr;
-    }
+    for (int64_t j = 0; j < e->steps[i].parts; ++j) f(e->steps[i].layers[j]);
+}
+
+// All weights in one piece of memory, large pages where there are such: panels are read from one end to the other.
+int32_t pack(lc_engine* e) {
+  int64_t size = 0;
+  bool fits = true;
+  const auto floats_of = [&](const lc_layer& l) { return (e->table->engine_packed(l) + kApart - 1) / kApart * kApart; };
+  each_layer(e, [&](lc_layer& l) { fits = fits && !__builtin_add_overflow(size, floats_of(l), &size); });
+  e->weights = fits ? allocate(size) : nullptr;
+  if (!e->weights) return LC_NO_MEMORY;
+  float* at = e->weights;
+  each_layer(e, [&](lc_layer& l) {
+    l.packed = at;
+    at += floats_of(l);
+    if (floats_of(l) > 0) e->table->engine_pack(l);
+    l.weight = l.shift = nullptr;
+  });
   return LC_OK;
 }
 
 int32_t build(lc_engine* e, lc_plan* plan) {
   e->table = &lc_table_of(plan->isa);
   e->steps = (lc_prepared*)calloc((size_t)plan->steps_count, sizeof(lc_prepared));
-  e->values = (lc_value*)malloc((size_t)plan->values_count * sizeof(lc_value));
+  e->places.values = (lc_value*)malloc((size_t)plan->values_count * sizeof(lc_value));
   e->seconds = (double*)calloc((size_t)plan->steps_count, sizeof(double));
-  if (!e->steps || !e->values || !e->seconds) return LC_NO_MEMORY;
-  e->steps_count = plan->steps_count, e->values_count = plan->values_count;
+  if (!e->steps || !e->places.values || !e->seconds) return LC_NO_MEMORY;
+  e->steps_count = plan->steps_count;
   if (const int32_t bad = lc_check_plan(plan, e->steps)) return bad;
-  memcpy(e->values, plan->values, (size_t)plan->values_count * sizeof(lc_value));
-  e->input = plan->input, e->output = plan->output, e->memory = plan->memory;
+  memcpy(e->places.values, plan->values, (size_t)plan->values_count * sizeof(lc_value));
+  e->places.count = plan->values_count, e->places.memory = (plan->memory + kApart - 1) / kApart * kApart;
+  e->places.input = plan->input, e->places.output = plan->output;
+  if (const int32_t bad = lc_find_chains(e->steps, e->steps_count, &e->places, *e->table)) return bad;
   return pack(e);
 }
 
 void release(lc_engine* e) {
   if (e->steps) lc_release_steps(e->steps, e->steps_count);
-  free(e->steps), free(e->values), free(e->seconds), free(e->floats), free(e);
+  free(e->steps), free(e->places.values), free(e->seconds), free(e->floats), free(e->weights), free(e);
 }
 
 // Cuts the steps for a batch and makes sure of the memory.
@@ -71,15 +91,16 @@ int32_t cut(lc_engine* e, int64_t images) {
   e->images = 0;
   const int64_t threads = e->pool.threads();
   lc_room all = {};
-  for (int64_t i = 0; i < e->steps_count; ++i) {
+  for (int64_t i = 0, steps; i < e->steps_count; i += steps) {
     lc_room room;
-    if (!lc_cut_step(e->steps[i], *e->table, images, threads, &room)) return LC_BAD_ARGUMENT;
+    if (!lc_cut_step(e->steps + i, *e->table, images, threads, &room, &steps)) return LC_BAD_ARGUMENT;
+    for (int64_t k = 1; k < steps; ++k) e->steps[i + k].phases_count = 0;
     if (room.scratch > all.scratch) all.scratch = room.scratch;
     if (room.shared > all.shared) all.shared = room.shared;
   }
   all.scratch = (all.scratch / kApart + 1) * kApart;
   int64_t arena, scratch, size;
-  if (all.scratch > kLcMost || __builtin_mul_overflow(e->memory, images, &arena) ||
+  if (all.scratch > kLcMost || __builtin_mul_overflow(e->places.memory, images, &arena) ||
       __builtin_mul_overflow(all.scratch, threads, &scratch) || __builtin_add_overflow(arena, scratch, &size) ||
       __builtin_add_overflow(size, all.shared + kApart, &size) || size > 4 * kLcMost) return LC_BAD_ARGUMENT;
   if (size > e->floats_size) {
@@ -109,25 +130,35 @@ double now() {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-void go(lc_engine* e, const lc_batch* b) {
-  float* const scratch = e->floats + e->memory * b->images;
+// Images that go through all steps together: as many as leave their maps in a cache, a whole number for each thread.
+int64_t together(const lc_engine* e) {
+  const int64_t each = kMaps / (e->places.memory * 4 + 1);
+  return e->pool.threads() * (each > 1 ? each : 1);
+}
+
+void go(lc_engine* e, int64_t images, float* in, float* out) {
+  const lc_places& p = e->places;
+  float* const scratch = e->floats + p.memory * images;
   float* const shared = scratch + e->room.scratch * e->pool.threads();
   double before = now();
   for (int64_t i = 0; i < e->steps_count; ++i) {
     lc_prepared& s = e->steps[i];
     const auto map = [&](int64_t number) {
-      return number == e->input ? b->in : number == e->output ? b->out : number >= 0 ? e->floats + e->values[number].offset * b->images
-             : number == LC_SHARED ? shared : number == LC_SHARED_TOO ? shared + s.first : nullptr;
+      if (number == LC_SHARED) return shared;
+      if (number == LC_SHARED_TOO) return shared + s.first;
+      if (number < 0) return (float*)nullptr;
+      return number == p.input ? in : number == p.output ? out : e->floats + p.values[number].offset * images;
     };
     for (int64_t k = 0; k < s.count; ++k) s.maps[k] = map(s.inputs[k]);
     for (int64_t j = 0; j < s.phases_count; ++j) {
-      lc_phase& p = s.phases[j];
-      p.work.x = map(p.x), p.work.second = map(p.second), p.work.y = map(p.y);
-      Turn turn = {&p, scratch, e->room.scratch};
-      e->pool.run(work, &turn, p.tasks);
+      lc_phase& phase = s.phases[j];
+      phase.work.x = map(phase.x), phase.work.second = map(phase.second), phase.work.y = map(phase.y);
+      Turn turn = {&phase, scratch, e->room.scratch};
+      e->pool.run(work, &turn, phase.tasks);
     }
+    const int64_t last = i + (s.phases_count && s.phases[0].joined ? s.chain - 1 : 0);
     const double after = now();
-    e->seconds[i] = after - before;
+    if (s.phases_count) e->seconds[last] += after - before;
     before = after;
   }
 }
@@ -158,16 +189,19 @@ int32_t lc_engine_run(const lc_batch* b) {
   lc_engine* const e = b->engine;
   int64_t in, out;
   if (!e || b->images < 1 || !b->in || !b->out ||
-      __builtin_mul_overflow(lc_map_size(e->values[e->input]), b->images, &in) || in != b->in_size ||
-      __builtin_mul_overflow(lc_map_size(e->values[e->output]), b->images, &out) || out != b->out_size) return LC_BAD_ARGUMENT;
+      __builtin_mul_overflow(lc_map_size(e->places.values[e->places.input]), b->images, &in) || in != b->in_size ||
+      __builtin_mul_overflow(lc_map_size(e->places.values[e->places.output]), b->images, &out) || out != b->out_size) return LC_BAD_ARGUMENT;
   pthread_mutex_lock(&e->mutex);
-  const int32_t bad = cut(e, b->images);
-  if (!bad) {
-    FlushToZero flush;
-    e->pool.begin();
-    go(e, b);
-    e->pool.end();
+  FlushToZero flush;
+  e->pool.begin();
+  memset(e->seconds, 0, (size_t)e->steps_count * sizeof(double));
+  int32_t bad = LC_OK;
+  for (int64_t done = 0, most = together(e), now; !bad && done < b->images; done += now) {
+    now = b->images - done < most ? b->images - done : most;
+    bad = cut(e, now);
+    if (!bad) go(e, now, b->in + in / b->images * done, b->out + out / b->images * done);
   }
+  e->pool.end();
   pthread_mutex_unlock(&e->mutex);
   return bad;
 }

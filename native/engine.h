@@ -20,7 +20,7 @@ enum {
   LC_BLOCK,
   LC_OPS
 };
-enum { LC_ACTS = 7, LC_PARTS = 3 };
+enum { LC_ACTS = 7, LC_PARTS = 3, LC_STAGES = 12 };
 
 // One operation with its shapes, its packed weights and how it reads its input. Addresses of maps come with the batch.
 struct lc_layer {
@@ -34,18 +34,20 @@ struct lc_layer {
   int64_t kernel_height, kernel_width, stride_height, stride_width;
   int64_t pad_top, pad_left, pad_bottom, pad_right, dilation_height, dilation_width;
   int64_t groups;  // conv; depthwise: the multiplier
-  int64_t pixel;   // conv: floats from a pixel of a copy to the next
+  int64_t pixel;   // floats from a pixel of a copy, or of rows that wait for this layer, to the next
   int64_t wide;    // conv: pixels of a row of a copy
   int64_t taps, length;  // conv: a sum runs over `taps` stretches of `length` neighbouring floats
   int64_t* offsets;      // conv: where they start, (2, taps): in the input itself, in a copy
-  float* packed;
+  float* packed;  // in the engine's memory
   float* bias;  // conv: in panels like the weights
   const float *weight, *shift;  // of the plan while layers are prepared; affine: own copies
 };
 
 // An operation over a batch, cut into `down` x `across` tasks; a task is a range of rows and a range of panels.
 struct lc_work {
-  const lc_layer* layer;  // block: the first of several
+  const lc_layer* layer;  // the first of `stages` where there are several
+  const lc_layer* stages[LC_STAGES];
+  int64_t stages_count;
   int64_t images;
   const float* x;
   int64_t x_pixel;      // floats from a pixel of x to the next

@@ -117,14 +117,9 @@ class Check {
       if (!shaped || (last && part.inputs_count != s.inputs_count)) return LC_BAD_ARGUMENT;
       if (const int32_t bad = layer(part, value(x), value(part.output), to.layers[i])) return bad;
       if (op == LC_CONV && (!to.layers[i].flat || part.groups != 1)) return LC_BAD_ARGUMENT;
-      if (last && to.second >= 0 && (part.inputs[1] != to.second || !same(value(to.second), value(s.output)))) return LC_BAD_ARGUMENT;
+      if (last && to.second >= 0 && (part.inputs[1] != to.second || !same(value(to.second), value(s.output))))
+        return LC_BAD_ARGUMENT;
       x = part.output;
-    }
-    const lc_layer& end = to.layers[s.parts_count - 1];
-    int64_t size;
-    for (int64_t i = 0; i + 1 < s.parts_count; ++i) {
-      const lc_layer& l = to.layers[i];
-      if (!size_of(l.out_height, l.out_width, end.pixel, &size)) return LC_BAD_ARGUMENT;
     }
     to.parts = s.parts_count;
     return LC_OK;
@@ -159,7 +154,9 @@ class Check {
       case LC_LINEAR: return linear(s, x, y, l);
       case LC_AFFINE: return same(x, y) && tensors(s, x.channels, x.channels) ? LC_OK : LC_BAD_ARGUMENT;
       case LC_MAX_POOL:
-      case LC_AVG_POOL: set_window(s, l); return window(s, x, y) && x.channels == y.channels ? LC_OK : LC_BAD_ARGUMENT;
+      case LC_AVG_POOL:
+        set_window(s, l);
+        return window(s, x, y) && x.channels == y.channels ? LC_OK : LC_BAD_ARGUMENT;
       case LC_MEAN: return y.height == 1 && y.width == 1 && x.channels == y.channels ? LC_OK : LC_BAD_ARGUMENT;
       case LC_SOFTMAX: return same(x, y) && s.act == 0 ? LC_OK : LC_BAD_ARGUMENT;
       case LC_BLOCK: return LC_BAD_ARGUMENT;
@@ -188,7 +185,10 @@ class Check {
     const bool zeros = s.pad_top || s.pad_left || s.pad_bottom || s.pad_right;
     l.flat = point && !zeros;
     l.copied = zeros || x.channels % 512 == 0;
-    place_pixels(l);
+    if (l.flat || l.copied)
+      place_pixels(l);
+    else
+      l.pixel = x.channels;
     const int64_t reach = (l.out_width - 1) * s.stride_width + (s.kernel_width - 1) * s.dilation_width + 1;
     l.wide = x.width + s.pad_left > reach ? x.width + s.pad_left : reach;
     int64_t size;
@@ -208,9 +208,12 @@ class Check {
 
   int32_t channelwise(const lc_step& s, const lc_value& x, const lc_value& y, lc_layer& l) {
     int64_t weights;
-    if (!window(s, x, y) || y.channels % x.channels || !size_of(s.kernel_height, s.kernel_width, y.channels, &weights) ||
-        !tensors(s, weights, y.channels)) return LC_BAD_ARGUMENT;
+    int64_t size;
+    const bool shaped = window(s, x, y) && size_of(x.height, x.width, x.channels + 16, &size) && y.channels % x.channels == 0;
+    if (!shaped || !size_of(s.kernel_height, s.kernel_width, y.channels, &weights) || !tensors(s, weights, y.channels))
+      return LC_BAD_ARGUMENT;
     set_window(s, l);
+    place_pixels(l);
     l.groups = y.channels / x.channels;
     return LC_OK;
   }
@@ -218,7 +221,8 @@ class Check {
   int32_t linear(const lc_step& s, const lc_value& x, const lc_value& y, lc_layer& l) {
     const int64_t in = lc_map_size(x);
     int64_t weights;
-    if (y.height != 1 || y.width != 1 || !times(in, y.channels, &weights) || !tensors(s, weights, y.channels)) return LC_BAD_ARGUMENT;
+    if (y.height != 1 || y.width != 1 || !times(in, y.channels, &weights) || !tensors(s, weights, y.channels))
+      return LC_BAD_ARGUMENT;
     l.height = l.width = 1, l.channels = in, l.flat = 1, l.wide = 1, l.pixel = in, l.taps = 1, l.length = in;
     return LC_OK;
   }
@@ -235,6 +239,6 @@ int32_t lc_check_plan(lc_plan* plan, lc_prepared* steps) { return Check(plan, st
 void lc_release_steps(lc_prepared* steps, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     free(steps[i].inputs);
-    for (lc_layer& l : steps[i].layers) free(l.offsets), free(l.packed);
+    for (lc_layer& l : steps[i].layers) free(l.offsets);
   }
 }

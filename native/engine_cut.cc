@@ -18,25 +18,31 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 class Cut {
  public:
-  Cut(lc_prepared& s, const lc_table& table, int64_t images, int64_t threads)
-      : s_(s), table_(table), images_(images), threads_(threads), room_{} {}
+  Cut(lc_prepared* s, const lc_table& table, int64_t images, int64_t threads)
+      : s_(*s), table_(table), images_(images), threads_(threads), room_{} {}
 
-  bool run(lc_room* room) {
+  bool run(lc_room* room, int64_t* steps) {
+    *steps = 1;
     s_.phases_count = s_.first = 0;
-    for (const lc_layer& l : s_.layers)
-      if (!fits(l)) return false;
-    if (s_.parts == 3)
+    for (int64_t i = 0; i < s_.chain; ++i)
+      for (const lc_layer& l : (&s_)[i].layers)
+        if (!fits(l)) return false;
+    if (s_.chain > 1 && whole(s_.chain)) {
+      *steps = s_.chain;
+      chain(&s_, s_.chain);
+    } else if (s_.parts == 3) {
       triple();
-    else if (s_.parts == 2)
+    } else if (s_.parts == 2) {
       pair(s_.layers, s_.x, s_.layers[0].channels, 0);
-    else if (s_.op == LC_CONV || s_.op == LC_LINEAR)
+    } else if (s_.op == LC_CONV || s_.op == LC_LINEAR) {
       convolution();
-    else
+    } else {
       simple();
+    }
     for (int64_t i = 0; i < s_.phases_count; ++i) {
       lc_phase& p = s_.phases[i];
       p.tasks = p.work.down * p.work.across;
-      p.work.scratch_size = table_.engine_scratch(p.work, parts_[i]);
+      p.work.scratch_size = table_.engine_scratch(p.work);
       room_.scratch = most(room_.scratch, p.work.scratch_size);
     }
     *room = room_;
@@ -57,20 +63,21 @@ class Cut {
   }
 
   lc_phase& phase(const lc_layer* layer, int64_t parts, int64_t x, int64_t x_pixel, int64_t y, int64_t y_pixel, int64_t rows) {
-    parts_[s_.phases_count] = parts;
     lc_phase& p = s_.phases[s_.phases_count++];
     p = {};
     p.work.layer = layer, p.work.images = images_, p.work.rows = rows, p.work.down = p.work.across = 1;
     p.work.x_pixel = x_pixel, p.work.y_pixel = y_pixel;
+    for (int64_t i = 0; i < parts; ++i) p.work.stages[i] = layer + i;
+    p.work.stages_count = parts;
     p.x = x, p.y = y, p.second = -1;
-    p.task = table_.engine_task(p.work, parts);
+    p.task = table_.engine_task(p.work);
     return p;
   }
 
   // As many tasks as there are threads, or some for each, of at least so many rows.
-  int64_t tasks(int64_t rows, int64_t fewest, int64_t each = kTasks) const {
+  int64_t tasks(int64_t rows, int64_t fewest) const {
     if (threads_ == 1) return 1;
-    const int64_t count = most(1, least(threads_ * each, rows / most(1, fewest)));
+    const int64_t count = most(1, least(threads_ * kTasks, rows / most(1, fewest)));
     return count > threads_ ? count / threads_ * threads_ : count;
   }
   int64_t rows_of(const lc_layer& l) const { return l.flat ? images_ * l.out_height * l.out_width : images_ * l.out_height; }
@@ -97,7 +104,7 @@ class Cut {
       const int64_t height = table_.engine_copy_height(l);
       lc_phase& p = phase(&l, 1, x, pixel, LC_SHARED, l.pixel, images_ * height);
       p.work.copies = 1;
-      p.task = table_.engine_task(p.work, 1);
+      p.task = table_.engine_task(p.work);
       p.work.down = tasks(p.work.rows, ceil_div(kFewestFloats, l.wide * l.pixel));
       share(height, l.wide, l.pixel);
       x = LC_SHARED, pixel = l.pixel;
@@ -129,23 +136,36 @@ class Cut {
     grid(l, p);
   }
 
+  // Whether threads find rows enough where some are made twice between two tasks.
+  bool whole(int64_t count) const {
+    const lc_prepared& last = (&s_)[count - 1];
+    const int64_t rows = images_ * last.layers[last.parts - 1].out_height;
+    return threads_ == 1 || rows / threads_ >= kFewestRows || images_ % threads_ == 0;
+  }
+  void chain(const lc_prepared* steps, int64_t count) {
+    const lc_prepared& end = steps[count - 1];
+    const lc_layer& last = end.layers[end.parts - 1];
+    lc_phase& p = phase(s_.layers, 1, s_.x, s_.layers[0].channels, end.y, last.out_channels, images_ * last.out_height);
+    p.work.stages_count = 0;
+    p.joined = count > 1;
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t j = 0; j < steps[i].parts; ++j) p.work.stages[p.work.stages_count++] = steps[i].layers + j;
+    p.second = end.second;
+    p.task = table_.engine_task(p.work);
+    p.work.down = threads_ == 1 ? 1 : images_ >= 2 * threads_ ? least(images_, threads_ * kTasks) : least(p.work.rows, threads_);
+  }
+
   // 1x1, depthwise, 1x1.
   void triple() {
-    const lc_layer &e = s_.layers[0], &d = s_.layers[1], &l = s_.layers[2];
-    const int64_t rows = images_ * d.out_height;
-    if (threads_ == 1 || rows / threads_ >= kFewestRows || images_ % threads_ == 0) {
-      lc_phase& p = phase(s_.layers, 3, s_.x, e.channels, s_.y, l.out_channels, rows);
-      p.second = s_.second;
-      p.work.down = threads_ == 1 ? 1 : images_ >= 2 * threads_ ? least(images_, threads_ * kTasks) : threads_;
-      return;
-    }
-    share(e.out_height, e.out_width, l.pixel);
-    lc_phase& first = phase(&e, 1, s_.x, e.channels, LC_SHARED, l.pixel, rows_of(e));
+    const lc_layer &e = s_.layers[0], &d = s_.layers[1];
+    if (whole(1)) return chain(&s_, 1);
+    share(e.out_height, e.out_width, d.pixel);
+    lc_phase& first = phase(&e, 1, s_.x, e.channels, LC_SHARED, d.pixel, rows_of(e));
     if (by_rows(e))
       first.work.down = tasks(first.work.rows, fewest_rows(e));
     else
       grid(e, first);
-    pair(s_.layers + 1, LC_SHARED, l.pixel, room_.shared);
+    pair(s_.layers + 1, LC_SHARED, d.pixel, room_.shared);
   }
 
   void simple() {
@@ -164,12 +184,11 @@ class Cut {
   const lc_table& table_;
   const int64_t images_, threads_;
   lc_room room_;
-  int64_t parts_[LC_PHASES] = {};
   bool too_large_ = false;
 };
 
 }  // namespace
 
-bool lc_cut_step(lc_prepared& step, const lc_table& table, int64_t images, int64_t threads, lc_room* room) {
-  return Cut(step, table, images, threads).run(room);
+bool lc_cut_step(lc_prepared* step, const lc_table& table, int64_t images, int64_t threads, lc_room* room, int64_t* steps) {
+  return Cut(step, table, images, threads).run(room, steps);
 }

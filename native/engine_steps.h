@@ -13,6 +13,7 @@ struct lc_phase {
   lc_task task;
   int64_t tasks;
   int64_t x, second, y;  // numbers of values, -1: none, or one of the above
+  int32_t joined;        // the whole chain
 };
 
 struct lc_prepared {
@@ -27,6 +28,7 @@ struct lc_prepared {
   lc_phase phases[LC_PHASES];
   int64_t phases_count;
   int64_t first;  // where LC_SHARED_TOO begins in the shared memory
+  int64_t chain;  // steps that may run as one, row by row, from this one on; 1: this one alone
 };
 
 struct lc_table;
@@ -42,4 +44,15 @@ void lc_release_steps(lc_prepared* steps, int64_t count);
 struct lc_room {
   int64_t scratch, shared;
 };
-bool lc_cut_step(lc_prepared& step, const lc_table& table, int64_t images, int64_t threads, lc_room* room);
+// Cuts a step, or its whole chain; how many steps that were is in *steps.
+bool lc_cut_step(lc_prepared* step, const lc_table& table, int64_t images, int64_t threads, lc_room* room, int64_t* steps);
+
+// Values and the arena of one image, as an engine keeps them.
+struct lc_places {
+  lc_value* values;
+  int64_t count, input, output, memory;
+};
+
+// Which steps may run as one: each is read by the next one alone, and what is held at a time fits into a cache. Where the
+// plan puts the last one's result upon the first one's input, it gets a place of its own behind the arena.
+int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, const lc_table& table);

@@ -253,5 +253,6 @@ LC_API int32_t lc_channelwise_backward(lc_channelwise* p);
 // After fork, the child's calls run on the calling thread alone; none may be running while the process forks.
 LC_API int32_t lc_engine_new(lc_plan* plan, lc_engine** engine);
 LC_API int32_t lc_engine_run(const lc_batch* batch);
-LC_API int32_t lc_engine_times(lc_engine* engine, double* seconds, int64_t steps);  // of the last run; steps: the plan's
-LC_API void lc_engine_free(lc_engine* engine);                                      // null: nothing happens
+// Of the last run, for each of the plan's steps; of several that ran as one the last has the time of all, the others 0.
+LC_API int32_t lc_engine_times(lc_engine* engine, double* seconds, int64_t steps);
+LC_API void lc_engine_free(lc_engine* engine);  // null: nothing happens

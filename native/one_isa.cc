@@ -20,6 +20,7 @@ namespace {
 #include "kernels/engine_product.inl.h"
 #include "kernels/engine_depthwise.inl.h"
 #include "kernels/engine_convolution.inl.h"
+#include "kernels/engine_chain.inl.h"
 #include "kernels/engine_maps.inl.h"
 }  // namespace
 

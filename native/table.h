@@ -49,6 +49,6 @@ struct lc_table {
   void (*engine_pack)(lc_layer& layer);
   int64_t (*engine_panels)(const lc_layer& layer);  // of a convolution
   int64_t (*engine_copy_height)(const lc_layer& layer);
-  lc_task (*engine_task)(const lc_work& work, int64_t parts);
-  int64_t (*engine_scratch)(const lc_work& work, int64_t parts);                    // floats for a thread
+  lc_task (*engine_task)(const lc_work& work);
+  int64_t (*engine_scratch)(const lc_work& work);  // floats for a thread
 };

@@ -1,4 +1,4 @@
-// Tasks of the runtime's convolutions: alone, depthwise before pointwise, and pointwise, depthwise, pointwise.
+// Tasks of the runtime's convolutions: alone, and depthwise before pointwise.
 
 // A task's rows of y, and its panels.
 struct Cut {
@@ -25,8 +25,10 @@ LC_INLINE int64_t pixels_held(const lc_layer& l) { return held_rows(l, l.pixel, 
 
 // --- a convolution --------------------------------------------------------------------------------------------------
 
-// Rows [begin, end) of an image with its zeros around, counted from the first row of zeros.
-static void copy_rows(const lc_layer& l, const float* image, int64_t x_pixel, int64_t begin, int64_t end, float* to) {
+// Rows [begin, end) of an image with its zeros around, counted from the first row of zeros. Row r of the image is at
+// x + r % ring * x_row.
+static void copy_rows(const lc_layer& l, const float* from, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t begin,
+                      int64_t end, float* to) {
   const size_t left = (size_t)(l.pad_left * l.pixel) * 4, right = (size_t)((l.wide - l.pad_left - l.width) * l.pixel) * 4;
   for (int64_t r = begin; r < end; ++r, to += l.wide * l.pixel) {
     const int64_t row = r - l.pad_top;
@@ -34,7 +36,7 @@ static void copy_rows(const lc_layer& l, const float* image, int64_t x_pixel, in
       __builtin_memset(to, 0, (size_t)(l.wide * l.pixel) * 4);
       continue;
     }
-    const float* x = image + row * l.width * x_pixel;
+    const float* x = from + row % ring * x_row;
     float* y = to + l.pad_left * l.pixel;
     __builtin_memset(to, 0, left);
     if (l.pixel == x_pixel) {
@@ -55,7 +57,8 @@ static void engine_copy(const lc_work& w, int64_t task, float*) {
   const Cut cut = cut_of(w, task, 1);
   const int64_t rows = copy_height(l), row = l.wide * l.pixel;
   for (int64_t r = cut.begin; r < cut.end; ++r)
-    copy_rows(l, w.x + r / rows * l.height * l.width * w.x_pixel, w.x_pixel, r % rows, r % rows + 1, w.y + r * row);
+    copy_rows(l, w.x + r / rows * l.height * l.width * w.x_pixel, l.width * w.x_pixel, w.x_pixel, INT64_MAX, r % rows,
+              r % rows + 1, w.y + r * row);
 }
 
 static void flat_convolution(const lc_work& w, const Cut& cut, float* scratch) {
@@ -83,7 +86,8 @@ static void engine_convolution(const lc_work& w, int64_t task, float* scratch) {
     const int64_t y = at % l.out_height, lines = least(least(held, cut.end - at), l.out_height - y);
     const float* x = w.x + at / l.out_height * image;
     if (copies) {
-      copy_rows(l, x, w.x_pixel, y * l.stride_height, y * l.stride_height + copied_rows(l, lines), scratch);
+      const int64_t first = y * l.stride_height;
+      copy_rows(l, x, l.width * w.x_pixel, w.x_pixel, INT64_MAX, first, first + copied_rows(l, lines), scratch);
       x = scratch;
     } else {
       x += y * l.stride_height * row;
@@ -122,7 +126,7 @@ LC_INLINE void multiply_held(const lc_layer& l, const lc_work& w, const float* x
 
 // Depthwise, then 1x1.
 static void engine_pair(const lc_work& w, int64_t task, float* scratch) {
-  const lc_layer &d = w.layer[0], &p = w.layer[1];
+  const lc_layer &d = *w.stages[0], &p = *w.stages[1];
   const Cut cut = cut_of(w, task, 1);
   const int64_t row = d.width * w.x_pixel, held = rows_between(p, d, w.rows);
   float* between = scratch + table_size(d);
@@ -133,54 +137,4 @@ static void engine_pair(const lc_work& w, int64_t task, float* scratch) {
                    between + (r - at) * d.out_width * p.pixel, p.pixel, row_table(scratch));
     multiply_held(p, w, between, at, rows, d.out_width);
   }
-}
-
-// 1x1, depthwise, 1x1: rows of the first one wait in a ring for the second.
-LC_INLINE int64_t ring_lines(const lc_layer& d, const lc_layer& p) {
-  const int64_t by_ring = held_bytes(p) / (d.stride_height * d.width * p.pixel * 4 + 1);
-  return most(1, least(by_ring, rows_between(p, d, d.out_height)));
-}
-LC_INLINE int64_t ring_rows(const lc_layer& d, const lc_layer& p) {
-  return least(d.height, copied_rows(d, ring_lines(d, p)));
-}
-
-static void engine_triple(const lc_work& w, int64_t task, float* scratch) {
-  const lc_layer &e = w.layer[0], &d = w.layer[1], &p = w.layer[2];
-  const Cut cut = cut_of(w, task, 1);
-  const int64_t lines = ring_lines(d, p), slots = ring_rows(d, p), pixel = p.pixel, row = d.width * pixel, zero = 0;
-  float *ring = scratch + table_size(d), *between = ring + slots * row;
-  for (int64_t at = cut.begin; at < cut.end;) {
-    const int64_t image = at / d.out_height, end = least(cut.end, (image + 1) * d.out_height);
-    const float* x = w.x + image * e.height * e.width * w.x_pixel;
-    int64_t made = 0;  // rows of the ring's image before this one are there, or no longer needed
-    for (; at < end; at += lines) {
-      const int64_t rows = least(lines, end - at), first = (at % d.out_height) * d.stride_height - d.pad_top;
-      const int64_t need = most(0, least(d.height, first + copied_rows(d, rows)));
-      made = most(made, first);
-      while (made < need) {
-        const int64_t slot = made % slots, count = least(need - made, slots - slot);
-        multiply_rows(e, {x + made * e.width * w.x_pixel, 0, w.x_pixel, ring + slot * row, nullptr, 0, pixel, 1, count * e.width},
-                      &zero, 0, engine_panels(e));
-        made += count;
-      }
-      for (int64_t r = 0; r < rows; ++r)
-        channels_row(d, ring, row, pixel, slots, at % d.out_height + r, between + r * d.out_width * pixel, pixel,
-                     row_table(scratch));
-      multiply_held(p, w, between, at, rows, d.out_width);
-    }
-    at = end;
-  }
-}
-
-// Floats of scratch memory that a thread needs.
-static int64_t engine_scratch(const lc_work& w, int64_t parts) {
-  const lc_layer &a = w.layer[0], &last = w.layer[parts - 1];
-  if (parts == 3) {
-    const lc_layer& d = w.layer[1];
-    return table_size(d) + (ring_rows(d, last) * d.width + ring_lines(d, last) * d.out_width) * last.pixel;
-  }
-  if (parts == 2) return table_size(a) + rows_between(last, a, w.rows) * a.out_width * last.pixel;
-  if (a.op == LC_DEPTHWISE) return table_size(a);
-  if (!a.copied || w.prepared) return 0;
-  return a.flat ? pixels_held(a) * a.pixel : copied_rows(a, lines_held(a)) * a.wide * a.pixel;
 }

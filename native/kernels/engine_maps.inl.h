@@ -126,9 +126,8 @@ static const lc_task kEngineTasks[] = {
     engine_add, engine_multiply, engine_concat, engine_activation, engine_softmax, nullptr,
 };
 
-static lc_task engine_task(const lc_work& w, int64_t parts) {
-  if (parts == 3) return engine_triple;
-  if (parts == 2) return engine_pair;
+static lc_task engine_task(const lc_work& w) {
+  if (w.stages_count > 1) return is_pair(w) ? engine_pair : engine_chain;
   return w.copies ? engine_copy : kEngineTasks[w.layer->op];
 }
 static int64_t engine_packed(const lc_layer& l) {

@@ -180,40 +180,42 @@ struct Fetch {
 static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* offsets, int64_t begin, int64_t end) {
   const int64_t out = l.out_channels / l.groups, in = l.channels / l.groups, per_group = group_panels(l);
   const int64_t length = sum_length(l), wide = padded(out);
-  const auto panel = [&](int64_t number, Panel& p) {
-    const int64_t g = number / per_group, n = number % per_group * kPanel;
-    p.weights = l.packed + (g * wide + n) * length;
-    p.bias = l.bias + g * wide + n;
-    p.columns = least(kPanel, out - n);
-    return g;
-  };
   Panel p = {nullptr, nullptr, offsets, l.taps, l.length, r.step, r.y_row, 0, l.low, l.high};
-  const auto tiles = [&](int64_t number, int64_t line, int64_t from, int count, Fetch& fetch) {
-    const int64_t g = panel(number, p), column = g * out + number % per_group * kPanel;
-    const float* x = r.x + line * r.x_line + from * r.step + g * in;
-    const int64_t at = line * r.y_line + from * r.y_row + column;
+  const auto tile = [&](int64_t group, int64_t n, int64_t line, int64_t from, int count, Fetch& fetch) {
+    p.weights = l.packed + (group * wide + n) * length;
+    p.bias = l.bias + group * wide + n;
+    p.columns = least(kPanel, out - n);
+    const float* x = r.x + line * r.x_line + from * r.step + group * in;
+    const int64_t at = line * r.y_line + from * r.y_row + group * out + n;
     int64_t stride;
     const char* ahead = fetch.take(length, &stride);
     if (p.columns > kFloats)
       tile_of_rows<2>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead, stride);
     else
       tile_of_rows<1>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead, stride);
-    finish(l.act, r.y + at, count, r.y_row, p.columns);
+    if (l.act > kRelu6) finish(l.act, r.y + at, count, r.y_row, p.columns);
   };
+  const int64_t group = begin / per_group, first = begin % per_group * kPanel;
   if (length * (end - begin) * kPanel * 4 <= kManyWeights) {
     Fetch fetch = {(const char*)l.packed, (const char*)l.packed};
     for (int64_t line = 0; line < r.lines; ++line)
       each_height(r.count, [&](int64_t from, int count) {
-        for (int64_t number = begin; number < end; ++number) tiles(number, line, from, count, fetch);
+        for (int64_t left = end - begin, g = group, n = first; left > 0; --left) {
+          tile(g, n, line, from, count, fetch);
+          n += kPanel;
+          if (n >= out) n = 0, ++g;
+        }
       });
     return;
   }
-  for (int64_t number = begin; number < end; ++number) {
-    panel(number, p);
-    const char *next = (const char*)(p.weights + length * kPanel), *last = (const char*)(l.packed + l.groups * wide * length);
+  const char* last = (const char*)(l.packed + l.groups * wide * length);
+  for (int64_t left = end - begin, g = group, n = first; left > 0; --left) {
+    const char* next = (const char*)(l.packed + (g * wide + n + kPanel) * length);
     Fetch fetch = {next, next + length * kPanel * 4};
     if (fetch.end > last) fetch.end = last;
     for (int64_t line = 0; line < r.lines; ++line)
-      each_height(r.count, [&](int64_t from, int count) { tiles(number, line, from, count, fetch); });
+      each_height(r.count, [&](int64_t from, int count) { tile(g, n, line, from, count, fetch); });
+    n += kPanel;
+    if (n >= out) n = 0, ++g;
   }
 }

@@ -147,6 +147,15 @@ void engine_networks(Run& run) {
     }
 }
 
+// A map that is large enough to be made row by row.
+void engine_chains(Run& run) {
+  PlanOf p(run, 82, 122, 2);
+  lc_step first = p.part(0, 2, 0, 40, 3, 2, 1), d = p.part(1, 3, first.output, 40, 3, 2, 1), last = p.part(0, 0, d.output, 9);
+  p.steps.push_back(first);
+  p.block({d, last}, -1);
+  run.done("rows", run_plan(run, p.plan(), {1, 2}));
+}
+
 // One number of a good plan becomes another: refused, or run without harm.
 void engine_refusals(Run& run) {
   const int64_t numbers[] = {0, 1, 2, 3, 5, 16, 17, 1 << 20, (int64_t)1 << 31, (int64_t)1 << 40, (int64_t)1 << 62, INT64_MAX, INT64_MIN, -1};
@@ -181,6 +190,7 @@ void engine_refusals(Run& run) {
 void engines(Run& run) {
   engine_steps(run);
   engine_networks(run);
+  engine_chains(run);
   engine_refusals(run);
   PlanOf p(run, 2, 2, 3);
   p.steps.push_back(p.part(10, 1, 0, 3));

@@ -26,9 +26,9 @@ def isa(request, monkeypatch):
     return request.param
 
 
-def check(writer, images=2, threads=(1, 3), tolerance=1e-5):
+def check(writer, images=2, threads=(1, 3), tolerance=1e-5, plan=None):
     """The same bits at any number of threads, near those of float64, for other sizes of batches too."""
-    plan = writer.plan()
+    plan = plan or writer.plan()
     batch = writer.random.standard_normal((images, *writer.values[0].shape)).astype(np.float32)
     wanted = run_plainly(plan, writer.tensors, batch)
     first = None
@@ -204,6 +204,31 @@ def small_network():
     x = writer.add("mean", x)
     writer.add("linear", x, 10)
     return writer
+
+
+@pytest.mark.parametrize("first", [square(3, 2), Window((4, 3), (2, 2), (0, 1, 0, 1), (1, 2)), square(1, 2, 0)])
+def test_large_maps_that_run_row_by_row(isa, first):
+    writer = Writer((130, 118, 3))
+    x = writer.add("conv", 0, 32, first, act="silu")
+    x = writer.block(x, 32, 33, square(3), ("relu6", "relu"))
+    x = writer.add("depthwise", x, window=square(5), act="hardswish")
+    x = writer.add("conv", x, 32, act="none")
+    x = writer.block(x, 40, 16, square(3, 2), ("relu6", "relu6", "none"))
+    writer.block(x, 32, 16, square(3), ("relu6", "relu6", "none"), more=(x,))
+    check(writer, images=3, threads=(1, 2, 3))
+
+
+def test_a_result_may_lie_where_the_input_of_the_step_before_was(isa):
+    writer = Writer((60, 60, 28))
+    x = writer.add("activation", 0)
+    y = writer.block(x, 28, 32, square(3), ("relu6", "relu6"))
+    z = writer.block(y, 32, 64, square(3), ("relu6", "relu6"))
+    writer.add("activation", z)
+    size = 60 * 60 * 64
+    places = {x: 0, y: size, z: 0}
+    values = [replace(value, offset=places.get(i)) for i, value in enumerate(writer.values)]
+    plan = replace(writer.plan(), values=tuple(values), memory=size + 60 * 60 * 32)
+    check(writer, images=2, threads=(1, 2, 3), plan=plan)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 8])

@@ -37,17 +37,29 @@ def interleave(contenders: Mapping[str, Callable[[], object]], rounds: int = 30,
     return {name: statistics.median(times[name]) for name in names}
 
 
-def others() -> float | None:
-    """Cores that other processes kept busy on average since this module was imported; None where it cannot be told."""
-    if _START is None or (now := _usage()) is None:
+Usage = tuple[float, float, float]
+
+
+def others(since: Usage | None = None) -> float | None:
+    """Cores that other processes kept busy on average; None where it cannot be told.
+
+    Args:
+        since: what :func:`usage` said then; None: since this module was imported.
+    """
+    since = since or _START
+    if since is None or (now := usage()) is None:
         return None
-    wall, busy, own = (after - before for after, before in zip(now, _START, strict=True))
+    wall, busy, own = (after - before for after, before in zip(now, since, strict=True))
     return round(max(0.0, busy - own) / max(wall, 1e-9), 2)
 
 
-def crowded() -> str | None:
-    """A sentence where other processes took more than a tenth of a core, so that no ratio can be trusted; else None."""
-    taken = others()
+def crowded(taken: float | None = None) -> str | None:
+    """A sentence where other processes took more than a tenth of a core, so that no ratio can be trusted; else None.
+
+    Args:
+        taken: how many cores they took; None: :func:`others`.
+    """
+    taken = others() if taken is None else taken
     if taken is None or taken <= 0.1:
         return None
     return (
@@ -55,7 +67,7 @@ def crowded() -> str | None:
     )
 
 
-def _usage() -> tuple[float, float, float] | None:
+def usage() -> Usage | None:
     """Seconds: wall clock, processor time of the whole machine, and of this process and its children."""
     stat = Path("/proc/stat")
     if not stat.exists():
@@ -65,7 +77,7 @@ def _usage() -> tuple[float, float, float] | None:
     return time.perf_counter(), busy, sum(os.times()[:4])
 
 
-_START = _usage()
+_START = usage()
 
 
 def machine() -> dict[str, Any]:
@@ -94,7 +106,10 @@ def _cpu() -> str:
 
 
 def write(name: str, record: Mapping[str, Any]) -> Path:
-    """Append the record, with time, machine and :func:`crowded`, as one line of benchmarks/results/NAME.jsonl."""
+    """Append the record, with time, machine and :func:`crowded`, as one line of benchmarks/results/NAME.jsonl.
+
+    A record's own ``crowded`` counts, where it looked at the time of its measurement alone.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
     line = {

@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define LC_ABI 3
+#define LC_ABI 4
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "leanconv's native kernels are written for little-endian machines"
@@ -11,7 +11,7 @@
 
 #define LC_API extern "C" __attribute__((visibility("default")))
 
-enum { LC_OK = 0, LC_BAD_SIZE = 1, LC_BAD_ISA = 2, LC_BAD_ARGUMENT = 3, LC_PARALLEL_FAILED = 4 };
+enum { LC_OK = 0, LC_BAD_SIZE = 1, LC_BAD_ISA = 2, LC_BAD_ARGUMENT = 3, LC_PARALLEL_FAILED = 4, LC_NO_MEMORY = 5 };
 
 typedef void (*lc_range)(int64_t begin, int64_t end, void* context);
 // Calls `work` on parts of [begin, end) that cover it, on any threads; returns 0. torch_parallel_for has this signature.
@@ -78,7 +78,8 @@ struct lc_dropout {
 };
 enum { LC_DROPOUT_ROW = 4096 };
 
-// Rows or columns, side by side in `part`, go where `keep` is 1 in `full`, (rows, columns); the rest of it becomes 0.
+// Rows or columns, side by side in `part`, and the places in `full`, (rows, columns), where `keep` is 1: lc_spread_out takes
+// them there, and the rest becomes 0; lc_gather_in takes them from there.
 struct lc_spread {
   uint32_t size;  // sizeof(lc_spread)
   int32_t isa;
@@ -86,8 +87,9 @@ struct lc_spread {
   int32_t reserved;
   int64_t rows;
   int64_t columns;
-  int64_t kept;   // how many ones `keep` holds
-  uint8_t* keep;  // (rows or columns), 0 or 1
+  int64_t kept;    // how many ones `keep` holds
+  int64_t stride;  // floats from one row of `part` to the next
+  uint8_t* keep;   // (rows or columns), 0 or 1
   float* full;
   float* part;
   lc_parallel_for parallel_for;
@@ -173,6 +175,59 @@ struct lc_channelwise {
   } plan;
 };
 
+// --- the runtime: src/leanconv/runtime/plan.py says what values, steps and their fields mean --------------------------
+
+struct lc_value {
+  int64_t height, width, channels;
+  int64_t offset;  // into the arena, floats for one image; -1: none
+};
+
+struct lc_step {
+  int32_t op;   // place in plan.OPS
+  int32_t act;  // place in plan.ACTIVATIONS
+  int32_t count_padding;
+  int32_t reserved;
+  int64_t* inputs;  // numbers of values; everything that a plan points to is only read
+  int64_t inputs_count;
+  int64_t output;
+  lc_step* parts;
+  int64_t parts_count;
+  float* weight;  // null: none
+  int64_t weight_size;
+  float* bias;
+  int64_t bias_size;
+  int64_t groups;
+  int64_t kernel_height, kernel_width, stride_height, stride_width;
+  int64_t pad_top, pad_left, pad_bottom, pad_right, dilation_height, dilation_width;
+};
+
+struct lc_plan {
+  uint32_t size;  // sizeof(lc_plan)
+  int32_t isa;
+  lc_value* values;
+  int64_t values_count;
+  lc_step* steps;
+  int64_t steps_count;
+  int64_t input, output;  // numbers of values
+  int64_t memory;         // floats of the arena for one image
+  int64_t threads;        // 1 to 64, the caller's one among them
+  int64_t refused;        // out: the step that LC_BAD_ARGUMENT is about; -1: none in particular
+};
+
+struct lc_engine;
+
+// One batch: `in` and `out` hold `images` maps one after another.
+struct lc_batch {
+  uint32_t size;  // sizeof(lc_batch)
+  int32_t reserved;
+  lc_engine* engine;
+  int64_t images;
+  int64_t in_size;  // floats
+  int64_t out_size;
+  float* in;  // only read
+  float* out;
+};
+
 LC_API int32_t lc_abi(void);
 LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
@@ -180,6 +235,7 @@ LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-b
 LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1
 LC_API int32_t lc_dropout_apply(const lc_dropout* dropout);
 LC_API int32_t lc_spread_out(const lc_spread* spread);
+LC_API int32_t lc_gather_in(const lc_spread* spread);
 LC_API int64_t lc_norm_scratch(int64_t rows, int64_t channels);  // bytes; -1 for sizes out of range
 LC_API int32_t lc_norm_forward(lc_norm* norm);                    // y (null: not wanted), and mean, rest and var unless given
 LC_API int32_t lc_norm_backward(lc_norm* norm);                   // dx, dgamma and dbeta from x, dy and what forward gave
@@ -193,3 +249,9 @@ LC_API int32_t lc_pointwise_backward(lc_pointwise* p);  // dx, dweight, and dgam
 LC_API int64_t lc_channelwise_scratch(const lc_channelwise* p, int32_t backward);  // bytes; negative: -failure
 LC_API int32_t lc_channelwise_forward(lc_channelwise* p);
 LC_API int32_t lc_channelwise_backward(lc_channelwise* p);
+// An engine keeps nothing of the plan that it was made from. It may be called from any thread: calls wait for each other.
+// After fork, the child's calls run on the calling thread alone; none may be running while the process forks.
+LC_API int32_t lc_engine_new(lc_plan* plan, lc_engine** engine);
+LC_API int32_t lc_engine_run(const lc_batch* batch);
+LC_API int32_t lc_engine_times(lc_engine* engine, double* seconds, int64_t steps);  // of the last run; steps: the plan's
+LC_API void lc_engine_free(lc_engine* engine);                                      // null: nothing happens

@@ -17,6 +17,10 @@ namespace {
 #include "kernels/product.inl.h"
 #include "kernels/pointwise.inl.h"
 #include "kernels/channelwise.inl.h"
+#include "kernels/engine_product.inl.h"
+#include "kernels/engine_depthwise.inl.h"
+#include "kernels/engine_convolution.inl.h"
+#include "kernels/engine_maps.inl.h"
 }  // namespace
 
 #define LC_JOIN_(a, b) a##b
@@ -24,6 +28,7 @@ namespace {
 __attribute__((visibility("hidden"))) extern const lc_table LC_JOIN(lc_table_, LC_ISA);
 const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     mask_blocks, mask_revive, exact_rows, dropout_tasks, dropout_cuts, dropout_tiles, spread_rows,
+    gather_rows,
     norm_stats, norm_merge, norm_settle, norm_factors, norm_apply, norm_sums, norm_add, norm_slopes,
     norm_regain, norm_gradient,
     depthwise_scratch, depthwise_blocks, depthwise_tasks, depthwise_pack, depthwise_pack_flipped, depthwise_rows,
@@ -31,4 +36,5 @@ const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     pointwise_plan, pointwise_panels, pointwise_tiles, pointwise_pack, pointwise_pack_flipped, pointwise_forward,
     pointwise_backward, pointwise_sum, channelwise_plan, channelwise_pack, channelwise_forward, channelwise_backward,
     channelwise_merge, channelwise_sum,
+    engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch,
 };

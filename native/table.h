@@ -1,5 +1,6 @@
 // What every instruction set provides: ranges of work, so that the threads are the dispatcher's matter.
 #pragma once
+#include "engine.h"
 #include "leanconv.h"
 
 struct lc_table {
@@ -10,6 +11,7 @@ struct lc_table {
   void (*dropout_cuts)(const lc_dropout& dropout, int64_t begin, int64_t end);   // rows of the mask
   void (*dropout_tiles)(const lc_dropout& dropout, int64_t begin, int64_t end);  // tasks
   void (*spread_rows)(const lc_spread& spread, int64_t begin, int64_t end);      // rows of the full matrix
+  void (*gather_rows)(const lc_spread& spread, int64_t begin, int64_t end);      // likewise
   void (*norm_stats)(const lc_norm& norm, int64_t begin, int64_t end);     // chunks of rows
   void (*norm_merge)(const lc_norm& norm, int64_t begin, int64_t end);     // columns
   void (*norm_settle)(const lc_norm& norm, int64_t begin, int64_t end);    // channels
@@ -43,4 +45,10 @@ struct lc_table {
   void (*channelwise_backward)(const lc_channelwise& p, int64_t begin, int64_t end);    // groups of bands
   void (*channelwise_merge)(const lc_channelwise& p);
   void (*channelwise_sum)(const lc_channelwise& p);
+  int64_t (*engine_packed)(const lc_layer& layer);                                  // floats, weights and bias
+  void (*engine_pack)(lc_layer& layer);
+  int64_t (*engine_panels)(const lc_layer& layer);  // of a convolution
+  int64_t (*engine_copy_height)(const lc_layer& layer);
+  lc_task (*engine_task)(const lc_work& work, int64_t parts);
+  int64_t (*engine_scratch)(const lc_work& work, int64_t parts);                    // floats for a thread
 };

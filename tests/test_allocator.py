@@ -91,6 +91,7 @@ def test_elsewhere_nothing_is_done_and_the_reason_is_told(
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "libc_ver", lambda: (libc, ""))
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: pytest.fail("called"))
+    monkeypatch.setattr(allocator, "keepers", [])
     record = allocator.tune_allocator()
     assert record.tuned is False
     assert reason in record.reason

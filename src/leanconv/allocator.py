@@ -13,9 +13,11 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["Resident", "Tuned", "release_memory", "resident_cost", "tune_allocator"]
+__all__ = ["Keeper", "Resident", "Tuned", "gives_back", "keepers", "release_memory", "resident_cost", "tune_allocator"]
 
 # Parameters of mallopt(3), from malloc.h. The environment's variables of the same meaning count as the user's choice.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -43,7 +45,7 @@ class Resident:
     Attributes:
         peak: the most that was resident at once.
         now: what is resident, None where the system does not tell.
-        kept: what the allocator holds free for later, None where it does not tell; the price of tuning.
+        kept: what the allocator and the keepers hold free for later, None where it does not tell; the price of tuning.
     """
 
     peak: int
@@ -55,6 +57,21 @@ class Resident:
         parts += [f"resident {_mb(self.now)}"] if self.now is not None else []
         parts += [f"of it kept free {_mb(self.kept)}"] if self.kept is not None else []
         return ", ".join(parts)
+
+
+class Keeper(Protocol):
+    """Keeps memory beside the allocator, too."""
+
+    @property
+    def free(self) -> int:
+        """Bytes that it holds and nobody uses."""
+
+    def release(self) -> int:
+        """Give them back to the system; how many there were."""
+
+
+keepers: list[Keeper] = []
+"""Whoever keeps memory enters here."""
 
 
 class _Dl(ctypes.Structure):
@@ -93,7 +110,15 @@ def tune_allocator() -> Tuned:
     wanted = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _PAD))
     if not all(libc.mallopt(name, value) for name, value in wanted):
         return Tuned(False, f"glibc {platform.libc_ver()[1]} refused mallopt")
+    _told.append(True)
+    for keeper in keepers:
+        keeper.release()
     return Tuned(True, f"glibc {platform.libc_ver()[1]} keeps freed memory")
+
+
+def gives_back() -> bool:
+    """Whether large blocks that are freed go back to the kernel: malloc is glibc's, and nobody told it to keep them."""
+    return not _told and _is_glibc()
 
 
 def resident_cost() -> Resident:
@@ -102,14 +127,15 @@ def resident_cost() -> Resident:
 
 
 def release_memory() -> bool:
-    """Give memory that the allocator keeps free back to the system; what is freed later is kept again.
+    """Give memory that the allocator and the keepers hold free back to the system; what is freed later is kept again.
 
     Returns:
         Whether any was given back.
     """
+    released = sum(keeper.release() for keeper in keepers) > 0
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
-        return False
-    return bool(ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0)))
+        return released
+    return bool(ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))) or released
 
 
 def _owner(libc: ctypes.CDLL) -> str:
@@ -118,6 +144,13 @@ def _owner(libc: ctypes.CDLL) -> str:
     address = ctypes.cast(libc.malloc, ctypes.c_void_p)
     found = libc.dladdr(address, ctypes.byref(info))
     return os.path.basename(os.fsdecode(info.file)) if found and info.file else "unknown"
+
+
+@lru_cache(maxsize=1)
+def _is_glibc() -> bool:
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return False
+    return _owner(ctypes.CDLL(None)).startswith("libc")
 
 
 def _chosen() -> str:
@@ -153,8 +186,11 @@ def _kept() -> int | None:
     except AttributeError:  # glibc before 2.33, musl
         return None
     mallinfo.restype = _Mallinfo2
-    return int(mallinfo().fordblks)
+    return int(mallinfo().fordblks) + sum(keeper.free for keeper in keepers)
 
 
 def _mb(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
+
+
+_told = [True] if _chosen() else []  # variables that are set later say nothing: glibc reads them when a process starts

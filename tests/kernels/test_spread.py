@@ -1,4 +1,4 @@
-"""Rows and columns spread out between zeros, against torch's own."""
+"""Rows and columns spread out between zeros and gathered, against torch's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from leanconv import _native
 from leanconv.errors import Error
-from leanconv.kernels.spread import spread, spread_reference
+from leanconv.kernels.spread import gather_columns, spread, spread_reference
 
 LIBRARY = _native.load()
 
@@ -57,6 +57,27 @@ def test_every_entry_and_threads(rows, columns, dim, seed, data):
         torch.set_num_threads(before)
 
 
+def test_columns_are_gathered(way):
+    before = torch.get_num_threads()
+    try:
+        for size in (1, 2, 15, 16, 17, 31, 33, 64, 100, 1000):
+            for count in {0, 1, size // 2, size - 1, size}:
+                for rows in (0, 1, 5, 300):
+                    torch.set_num_threads(1 + rows % 3)
+                    full, index = torch.randn(rows, size), some(size, count)
+                    assert torch.equal(gather_columns(full, index), full.index_select(1, index))
+    finally:
+        torch.set_num_threads(before)
+    for full in (torch.randn(3, 8)[:, :5], torch.randn(5, 3).t(), torch.randn(3, 5).double(), torch.randn(3, 5, 2)):
+        assert torch.equal(gather_columns(full, some(5, 2)), full.index_select(1, some(5, 2)))
+
+
+def test_parts_may_have_room_behind_their_rows(way):
+    index = some(100, 43)
+    for dim, part in ((0, torch.randn(43, 64)[:, :51]), (1, torch.randn(51, 64)[:, :43])):
+        assert torch.equal(spread(part, index, dim, 100), by_loops(part, index, dim, 100))
+
+
 def test_parts_of_large_matrices_meet(way):
     index, before = some(1000, 490), torch.get_num_threads()
     try:
@@ -80,12 +101,12 @@ def test_the_library_refuses_what_does_not_fit():
         pytest.skip("there is no native library")
     keep, full, part = torch.tensor([1, 0, 1], dtype=torch.uint8), torch.zeros(2, 3), torch.ones(2, 2)
     at = (keep.data_ptr(), full.data_ptr(), part.data_ptr())
-    for sizes in ((2, 3, 1), (-1, 3, 2), (2, 2, 2)):
+    for sizes in ((2, 3, 1, 1), (-1, 3, 2, 2), (2, 2, 2, 2), (2, 3, 2, 1), (2, 3, 2, 2**60)):
         with pytest.raises(Error, match="native spread: an argument is out of range"):
             LIBRARY.spread(False, sizes, at)
     keep[1] = 2
     with pytest.raises(Error, match="out of range"):
-        LIBRARY.spread(False, (2, 3, 4), at)
+        LIBRARY.spread(False, (2, 3, 4, 4), at)
     with pytest.raises(Error, match="lacks the instruction set"):
-        LIBRARY.spread(False, (2, 3, 2), at, isa="mmx")
+        LIBRARY.spread(False, (2, 3, 2, 2), at, isa="mmx")
     assert (full == 0).all()

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <deque>
 #include <string>
 #include <thread>
 #include <vector>
@@ -368,21 +369,24 @@ void dropouts(Run& run) {
   }
 }
 
-void one_spread(Run& run, int32_t by_rows, int64_t rows, int64_t columns, int64_t every) {
-  lc_spread s = {sizeof s, run.isa, by_rows, 0, rows, columns, 0, nullptr, nullptr, nullptr, run.pool};
-  const int64_t marks = by_rows ? rows : columns;
+void one_spread(Run& run, bool gathers, int32_t by_rows, int64_t rows, int64_t columns, int64_t every) {
+  lc_spread s = {sizeof s, run.isa, by_rows, 0, rows, columns, 0, 0, nullptr, nullptr, nullptr, run.pool};
+  const int64_t marks = by_rows ? rows : columns, room = by_rows || gathers ? 0 : 3;
   s.keep = run.scratch<uint8_t>(marks);
   for (int64_t i = 0; i < marks; ++i) s.kept += s.keep[i] = i % every == 0;
-  s.part = (float*)run.floats(s.kept * (by_rows ? columns : rows));
-  s.full = run.result<float>(rows * columns);
-  run.done(told({by_rows, rows, columns, every}), lc_spread_out(&s));
+  s.stride = (by_rows ? columns : s.kept) + room;
+  const int64_t height = by_rows ? s.kept : rows, part = height > 0 ? height * s.stride - room : 0;
+  s.part = gathers ? run.result<float>(part) : (float*)run.floats(part);
+  s.full = gathers ? (float*)run.floats(rows * columns) : run.result<float>(rows * columns);
+  run.done(told({gathers, by_rows, rows, columns, every}), gathers ? lc_gather_in(&s) : lc_spread_out(&s));
 }
 
 void spreads(Run& run) {
-  for (const int32_t by_rows : {0, 1})
-    for (const int64_t rows : {0, 1, 7, 300})
-      for (const int64_t columns : {0, 1, 15, 16, 17, 400})
-        for (const int64_t every : {1, 2, 5}) one_spread(run, by_rows, rows, columns, every);
+  for (const bool gathers : {false, true})
+    for (const int32_t by_rows : {0, 1})
+      for (const int64_t rows : {0, 1, 7, 300})
+        for (const int64_t columns : {0, 1, 15, 16, 17, 400})
+          for (const int64_t every : {1, 2, 5}) one_spread(run, gathers, by_rows, rows, columns, every);
 }
 
 // --- convolutions between two batch norms ---------------------------------------------------------------------------
@@ -530,6 +534,10 @@ void channelwises(Run& run) {
   }
 }
 
+// --- the runtime ----------------------------------------------------------------------------------------------------
+
+#include "engine_cases.inl.h"
+
 struct Family {
   const char* calls;  // what it calls, separated by spaces; a test compares them with the library's functions
   void (*cases)(Run&);
@@ -539,9 +547,10 @@ const Family kFamilies[] = {
     {"lc_norm_scratch lc_norm_forward lc_norm_backward", norms},
     {"lc_depthwise_scratch lc_depthwise_forward lc_depthwise_backward_input lc_depthwise_backward_weight", convolutions},
     {"lc_dropout_apply", dropouts},
-    {"lc_spread_out", spreads},
+    {"lc_spread_out lc_gather_in", spreads},
     {"lc_pointwise_scratch lc_pointwise_forward lc_pointwise_backward", pointwises},
     {"lc_channelwise_scratch lc_channelwise_forward lc_channelwise_backward", channelwises},
+    {"lc_engine_new lc_engine_run lc_engine_times lc_engine_free", engines},
 };
 
 // Whether a pass went well and wrote the same bits as the first one; what did not is printed.

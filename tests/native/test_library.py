@@ -106,7 +106,7 @@ def test_another_abi_is_told_not_raised(library, monkeypatch):
     monkeypatch.setattr(_native, "ABI", 999)
     told = _native._check(library.path)
     assert isinstance(told, str)
-    assert "has ABI 3, this leanconv needs 999" in told
+    assert "has ABI 4, this leanconv needs 999" in told
 
 
 def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
@@ -133,6 +133,10 @@ def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
         ("lc_dropout", structures.Dropout),
         ("lc_spread", structures.Spread),
         ("lc_depthwise", structures.Depthwise),
+        ("lc_value", structures.Value),
+        ("lc_step", structures.Step),
+        ("lc_plan", structures.Plan),
+        ("lc_batch", structures.Batch),
     ],
 )
 def test_structs_agree_with_the_header(name, struct):

@@ -15,6 +15,7 @@ import os
 from functools import lru_cache
 from typing import Any
 
+from leanconv._native.engine import Engine
 from leanconv._native.library import DROPOUT_CHANNELS, DROPOUT_ROW, Library
 from leanconv.errors import Error
 
@@ -23,6 +24,7 @@ __all__ = [
     "DROPOUT_CHANNELS",
     "DROPOUT_ROW",
     "ISAS",
+    "Engine",
     "Library",
     "available",
     "environment",
@@ -32,7 +34,7 @@ __all__ = [
     "load",
 ]
 
-ABI = 3
+ABI = 4
 ISAS = ("scalar", "avx2", "avx512", "neon")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
 _CALLS = (
@@ -40,6 +42,7 @@ _CALLS = (
     "lc_keep_exact",
     "lc_dropout_apply",
     "lc_spread_out",
+    "lc_gather_in",
     "lc_depthwise_scratch",
     "lc_depthwise_forward",
     "lc_depthwise_backward_input",
@@ -53,6 +56,10 @@ _CALLS = (
     "lc_channelwise_scratch",
     "lc_channelwise_forward",
     "lc_channelwise_backward",
+    "lc_engine_new",
+    "lc_engine_run",
+    "lc_engine_times",
+    "lc_engine_free",
 )
 # What os.environ reads and writes, without the conversions and the exception inside of it that cost a microsecond each.
 _variables: Any = getattr(os.environ, "_data", os.environ)
@@ -139,19 +146,12 @@ def _select(native: str, wanted: str) -> Library | None:
 @lru_cache(maxsize=1)
 def _open() -> tuple[ctypes.CDLL, str] | str:
     """The library, checked, and its path; or why there is none."""
-    for (
-        name
-    ) in _FILES:  # beside this file, unless the installation is editable; importlib.resources takes 5 ms to import
-        beside = os.path.join(os.path.dirname(__file__), name)
-        if os.path.isfile(beside):
-            return _check(beside)
-    from importlib.resources import as_file, files
-
-    for name in _FILES:
-        found = files(__name__).joinpath(name)
-        if found.is_file():
-            with as_file(found) as path:
-                return _check(str(path))
+    # An editable installation has two folders; importlib.resources finds it too, and takes 8 ms to import.
+    for folder in __path__:
+        for name in _FILES:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                return _check(path)
     return "leanconv was installed without it (it needs a C++ compiler at installation)"
 
 
@@ -166,6 +166,9 @@ def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
         handle.lc_norm_scratch.restype = ctypes.c_int64
         for stage in (handle.lc_pointwise_scratch, handle.lc_channelwise_scratch):
             stage.argtypes, stage.restype = (ctypes.c_void_p, ctypes.c_int32), ctypes.c_int64
+        handle.lc_engine_new.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        handle.lc_engine_times.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+        handle.lc_engine_free.restype = None
         abi = handle.lc_abi()
     except (OSError, AttributeError) as error:
         return f"{path} cannot be loaded ({error}); install leanconv again"

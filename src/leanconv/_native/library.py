@@ -19,7 +19,7 @@ from leanconv._native.structures import (
 )
 from leanconv.errors import Error
 
-__all__ = ["DROPOUT_CHANNELS", "DROPOUT_ROW", "Library"]
+__all__ = ["DROPOUT_CHANNELS", "DROPOUT_ROW", "Library", "refuse"]
 
 DROPOUT_ROW = 4096  # LC_DROPOUT_ROW
 DROPOUT_CHANNELS = 4096  # the most channels that lc_dropout counts last
@@ -28,10 +28,16 @@ _FAILURES = {
     2: "this processor lacks the instruction set",
     3: "an argument is out of range",
     4: "the thread pool failed",
+    5: "there is not enough memory",
 }
 
 
-def _refuse(what: str, failure: int, got: str) -> NoReturn:
+def refuse(what: str, failure: int, got: str) -> NoReturn:
+    """Tell that a call of the library failed.
+
+    Raises:
+        Error: always.
+    """
     raise Error(f"native {what}: {_FAILURES.get(failure, f'failure {failure}')}, got {got}")
 
 
@@ -133,12 +139,12 @@ class Library:
         failure = self._handle.lc_dropout_apply(ctypes.byref(given))
         if failure:
             got = f"isa={isa or self.isa}, (samples, elements, channels) = {sizes}, limit={limit}, dtype={dtype}"
-            _refuse("dropout", failure, got)
+            refuse("dropout", failure, got)
 
     def spread(
         self,
         by_rows: bool,
-        sizes: tuple[int, int, int],
+        sizes: tuple[int, int, int, int],
         addresses: tuple[int, int, int],
         parallel_for: int | None = None,
         isa: str | None = None,
@@ -147,7 +153,8 @@ class Library:
 
         Args:
             by_rows: rows; else columns.
-            sizes: rows and columns of the full matrix, and how many of them there are before.
+            sizes: rows and columns of the full matrix, how many of them there are before, and from how many floats on
+                the next row of these begins.
             addresses: of the flags (a byte a row or column, 1 where one goes, else 0), the full matrix and what is
                 spread.
             parallel_for: as of :meth:`keep_mask`.
@@ -156,10 +163,32 @@ class Library:
         Raises:
             Error: the library refused.
         """
-        given = Spread(ctypes.sizeof(Spread), self._number(isa), by_rows, 0, *sizes, *addresses, parallel_for)
-        failure = self._handle.lc_spread_out(ctypes.byref(given))
+        self._move("spread", self._handle.lc_spread_out, by_rows, sizes, (*addresses, parallel_for), isa)
+
+    def gather(
+        self,
+        by_rows: bool,
+        sizes: tuple[int, int, int, int],
+        addresses: tuple[int, int, int],
+        parallel_for: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """Some rows or columns of a float32 matrix, side by side: :meth:`spread` undone, arguments as there."""
+        self._move("gather", self._handle.lc_gather_in, by_rows, sizes, (*addresses, parallel_for), isa)
+
+    def _move(
+        self,
+        what: str,
+        call: Any,
+        by_rows: bool,
+        sizes: tuple[int, int, int, int],
+        addresses: tuple[int | None, ...],
+        isa: str | None,
+    ) -> None:
+        given = Spread(ctypes.sizeof(Spread), self._number(isa), by_rows, 0, *sizes, *addresses)
+        failure = call(ctypes.byref(given))
         if failure:
-            _refuse("spread", failure, f"isa={isa or self.isa}, (rows, columns, kept) = {sizes}")
+            refuse(what, failure, f"isa={isa or self.isa}, (rows, columns, kept, stride) = {sizes}")
 
     def norm_scratch(self, rows: int, channels: int) -> int:
         """Bytes of scratch, aligned to 64, that a batch normalisation of (rows, channels) needs.
@@ -215,11 +244,11 @@ class Library:
         )
         failure = (self._handle.lc_norm_backward if backward else self._handle.lc_norm_forward)(ctypes.byref(norm))
         if failure:
-            _refuse("norm", failure, f"isa={isa or self.isa}, (rows, channels) = {sizes}")
+            refuse("norm", failure, f"isa={isa or self.isa}, (rows, channels) = {sizes}")
 
     def pointwise(
         self,
-        sizes: tuple[int, int, int],
+        sizes: tuple[int, int, int, int],
         addresses: dict[str, int],
         *,
         before: dict[str, Any] | None = None,
@@ -309,7 +338,16 @@ class Library:
         if isinstance(call, Channelwise):
             self._refused(failure, call.conv)
         got = ", ".join(f"{name}={getattr(call, name)}" for name in ("rows", "in_channels", "out_channels", "threads"))
-        _refuse("pointwise convolution", failure, got)
+        refuse("pointwise convolution", failure, got)
+
+    @property
+    def handle(self) -> ctypes.CDLL:
+        """The library itself."""
+        return self._handle
+
+    def number(self, isa: str | None = None) -> int:
+        """The library's number of an instruction set (None: the one in use), -1 for one that it does not have."""
+        return self._number(isa)
 
     def _number(self, isa: str | None) -> int:
         """The library's number of an instruction set, -1 for one that it does not have."""
@@ -319,7 +357,7 @@ class Library:
         mask = Mask(ctypes.sizeof(Mask), self._number(isa), *fields)
         failure = function(ctypes.byref(mask))
         if failure:
-            _refuse("mask", failure, f"isa={isa or self.isa}, rows, elements, limit = {fields[2:5]}")
+            refuse("mask", failure, f"isa={isa or self.isa}, rows, elements, limit = {fields[2:5]}")
 
     def depthwise_scratch(self, sizes: tuple[int, ...], isa: str | None = None) -> int:
         """Floats of scratch memory that each pass of a depthwise convolution needs.
@@ -372,4 +410,4 @@ class Library:
         got = ", ".join(
             f"{field[0]}={getattr(conv, field[0])}" for field in Depthwise._fields_[2 : 2 + DEPTHWISE_SIZES]
         )
-        _refuse("depthwise convolution", failure, got)
+        refuse("depthwise convolution", failure, got)

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import ctypes
 
-__all__ = ["DEPTHWISE_SIZES", "Channelwise", "Depthwise", "Dropout", "Mask", "Norm", "Pointwise", "Spread"]
+__all__ = [
+    "DEPTHWISE_SIZES",
+    "Batch",
+    "Channelwise",
+    "Depthwise",
+    "Dropout",
+    "Mask",
+    "Norm",
+    "Plan",
+    "Pointwise",
+    "Spread",
+    "Step",
+    "Value",
+]
 
 _NORM_ADDRESSES = (
     "x", "dy", "y", "dx", "gamma", "beta", "mean", "rest", "var", "dgamma", "dbeta", "scratch", "parallel_for",
@@ -62,6 +75,7 @@ class Spread(ctypes.Structure):
         ("rows", ctypes.c_int64),
         ("columns", ctypes.c_int64),
         ("kept", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
         ("keep", ctypes.c_void_p),
         ("full", ctypes.c_void_p),
         ("part", ctypes.c_void_p),
@@ -166,3 +180,73 @@ class Channelwise(ctypes.Structure):
 
 DEPTHWISE_SIZES = 16
 """Fields of :class:`Depthwise` between isa and x."""
+
+
+class Value(ctypes.Structure):
+    """``lc_value`` of native/leanconv.h."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("height", "width", "channels", "offset"))
+
+
+class Step(ctypes.Structure):
+    """``lc_step`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("op", ctypes.c_int32),
+        ("act", ctypes.c_int32),
+        ("count_padding", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("inputs", ctypes.c_void_p),
+        ("inputs_count", ctypes.c_int64),
+        ("output", ctypes.c_int64),
+        ("parts", ctypes.c_void_p),
+        ("parts_count", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("weight_size", ctypes.c_int64),
+        ("bias", ctypes.c_void_p),
+        ("bias_size", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("kernel_height", ctypes.c_int64),
+        ("kernel_width", ctypes.c_int64),
+        ("stride_height", ctypes.c_int64),
+        ("stride_width", ctypes.c_int64),
+        ("pad_top", ctypes.c_int64),
+        ("pad_left", ctypes.c_int64),
+        ("pad_bottom", ctypes.c_int64),
+        ("pad_right", ctypes.c_int64),
+        ("dilation_height", ctypes.c_int64),
+        ("dilation_width", ctypes.c_int64),
+    )
+
+
+class Plan(ctypes.Structure):
+    """``lc_plan`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("values", ctypes.c_void_p),
+        ("values_count", ctypes.c_int64),
+        ("steps", ctypes.c_void_p),
+        ("steps_count", ctypes.c_int64),
+        ("input", ctypes.c_int64),
+        ("output", ctypes.c_int64),
+        ("memory", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("refused", ctypes.c_int64),
+    )
+
+
+class Batch(ctypes.Structure):
+    """``lc_batch`` of native/leanconv.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("reserved", ctypes.c_int32),
+        ("engine", ctypes.c_void_p),
+        ("images", ctypes.c_int64),
+        ("in_size", ctypes.c_int64),
+        ("out_size", ctypes.c_int64),
+        ("in", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )

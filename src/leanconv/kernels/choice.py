@@ -25,6 +25,7 @@ NATIVE: dict[str, tuple[torch.dtype, ...]] = {
     "keep_exact": (torch.bool,),
     "dropout": (torch.float32, torch.bfloat16),
     "spread": (torch.float32,),
+    "gather": (torch.float32,),
     "norm_act": (torch.float32, torch.bfloat16),
     "depthwise_forward": (torch.float32, torch.bfloat16),
     "depthwise_input": (torch.float32, torch.bfloat16),

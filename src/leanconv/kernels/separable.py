@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from leanconv import _native
 from leanconv.errors import Error
+from leanconv.kernels import arena
 from leanconv.kernels import depthwise as depthwise_kernels
 from leanconv.kernels.choice import decide
 from leanconv.kernels.depthwise import Padding, Pair, depthwise_conv2d, depthwise_reference
@@ -295,7 +296,7 @@ def _stage(kind: str, backward: bool, sizes: tuple[int, ...], tensors: dict[str,
     assert library is not None  # the choice said so
     threads = min(torch.get_num_threads(), 64)
     size = _scratch(library.isa, kind, sizes, backward, threads)
-    scratch = torch.empty(size + 64, dtype=torch.uint8)
+    scratch = arena.empty((size + 64,), torch.uint8)
     at = {name: t.data_ptr() for name, t in tensors.items()}
     call = getattr(library, kind)(sizes, at, threads=threads, parallel_for=parallel_for(), **settings)
     call.scratch, call.scratch_size = (scratch.data_ptr() + 63) // 64 * 64, size
@@ -334,10 +335,6 @@ def _pointwise_stage(
     )  # fmt: skip
 
 
-def _empty(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
-
-
 def _moments(norm: tuple[Any, ...], channels: int) -> tuple[Tensor, ...]:
     """Mean, what rounding left of it, variance: the given ones, or room for the batch's."""
     if norm[2] is not None:
@@ -348,7 +345,7 @@ def _moments(norm: tuple[Any, ...], channels: int) -> tuple[Tensor, ...]:
 def _filtered(x: Tensor, spec: _Spec, before: Any, after: Any = None) -> Tensor:
     """The depthwise output, with its statistics where ``after`` says where to put them."""
     height, width = depthwise_kernels.out_size(x.shape, spec.depthwise.shape, *spec.geometry)
-    d = _empty(x, (x.shape[0], x.shape[1], height, width))
+    d = arena.empty((x.shape[0], x.shape[1], height, width), x.dtype)
     _depthwise_stage(False, x, d, spec, before, int(after is not None), after)
     return d
 
@@ -367,7 +364,7 @@ def _run_forward(
         second = _moments(spec.after, spec.pointwise.shape[0])
         between, after = _fields(spec.between, first), _fields(spec.after, second)
         d = _filtered(source, spec, before, between if spec.between[2] is None else None)
-        p = _empty(d, (d.shape[0], spec.pointwise.shape[0], *d.shape[2:]))
+        p = arena.empty((d.shape[0], spec.pointwise.shape[0], *d.shape[2:]), d.dtype)
         _pointwise_stage(False, d, p, spec, between, int(spec.after[2] is None), after)
         kept.append(_Kept(d.new_empty(0) if lean else d, p, first, second))
         source, before = p, after
@@ -401,11 +398,11 @@ def _run_backward(
         between, after = _fields(spec.between, first, *inner), _fields(spec.after, second, *outer)
         if not d.numel():
             d = _filtered(sources[i], spec, before)
-        dd, dpointwise = torch.empty_like(d), torch.empty(spec.pointwise.shape)
+        dd, dpointwise = arena.empty_like(d), torch.empty(spec.pointwise.shape)
         last = i == len(specs) - 1
         _pointwise_stage(True, d, p, spec, between, 1 if last else 2, after, dy=grad, dx=dd, dweight=dpointwise)
         grad = dd  # lets go of what is as large as what comes next
-        dx, ddepthwise = torch.empty_like(sources[i]), torch.empty(spec.depthwise.shape)
+        dx, ddepthwise = arena.empty_like(sources[i]), torch.empty(spec.depthwise.shape)
         read = {"dy": grad, "dx": dx, "dweight": ddepthwise}
         _depthwise_stage(True, sources[i], d, spec, before, 2, between, raw=i > 0, **read)
         weights = (ddepthwise.to(spec.depthwise.dtype), dpointwise.to(spec.pointwise.dtype))

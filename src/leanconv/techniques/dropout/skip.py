@@ -28,13 +28,13 @@ def skip(model: nn.Module, example: Tensor | tuple[Tensor, ...], *, always: bool
     The mask is drawn when the producer starts instead of at the dropout; with no other draw between the two it is the
     same mask for the same key. The producer then computes its kept rows; layers on the way work on fewer channels
     (depthwise filters, gamma, beta and running statistics of kept channels, written back); consumers use the kept
-    columns of their weights. Plain torch: index_select before the product, gradients spread out again after it.
+    columns of their weights. What is left is gathered before the product, and gradients are spread out again after it.
 
     Results are those of the masked computation (outputs, gradients, running statistics), where masked means, as under
     :func:`~leanconv.nn.strict`, that a stopped unit reaches no consumer and moves no running statistics. Where a group
     does not skip, it is masked in this way.
 
-    Skipping pays from 128 rows per product (samples; for convolutions, samples x output positions), a rule of shapes
+    Skipping pays from 32 rows per product (samples; for convolutions, samples x output positions), a rule of shapes
     alone. Where the producer has fewer, the group is masked; where a consumer has, it gets zeros for stopped units.
 
     Second derivatives through a Linear that skips are an error of torch's. Not for ``torch.compile``: the shapes

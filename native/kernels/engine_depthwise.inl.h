@@ -1,0 +1,147 @@
+// Depthwise convolution of the runtime, a row of y at a time, with bias and activation: the tiles of depthwise_rows.inl.h
+// over rows that lie anywhere, so that they may come from a scratch memory.
+//
+// Weights are packed [block of output channels][bias, then taps][kFloats]. With multiplier 1 the last block is shifted back
+// so that it is full, and its first channels are computed twice, to the same bits.
+
+LC_INLINE bool in_vectors(const lc_layer& l) { return l.groups == 1 && l.channels >= kFloats; }
+LC_INLINE int64_t channel_blocks(const lc_layer& l) { return ceil_div(l.out_channels, kFloats); }
+LC_INLINE int64_t block_size(const lc_layer& l) { return (1 + l.kernel_height * l.kernel_width) * kFloats; }
+LC_INLINE int64_t first_channel(const lc_layer& l, int64_t block) {
+  return in_vectors(l) ? least(block * kFloats, l.channels - kFloats) : block * kFloats;
+}
+
+static int64_t channels_packed(const lc_layer& l) { return channel_blocks(l) * block_size(l); }
+
+static void channels_pack(lc_layer& l) {
+  const int64_t taps = l.kernel_height * l.kernel_width, out = l.out_channels;
+  for (int64_t b = 0; b < channel_blocks(l); ++b) {
+    const int64_t first = first_channel(l, b);
+    float* to = l.packed + b * block_size(l);
+    for (int64_t v = 0; v < kFloats; ++v) {
+      const bool there = first + v < out;
+      to[v] = there ? l.shift[first + v] : 0.0f;
+      for (int64_t t = 0; t < taps; ++t) to[(1 + t) * kFloats + v] = there ? l.weight[t * out + first + v] : 0.0f;
+    }
+  }
+}
+
+struct SpreadChannels {  // lane v is the input of output channel first + v
+  int64_t first, lanes, multiplier;
+  LC_INLINE_MEMBER vf operator()(const float* p) const {
+    float out[kFloats] = {};
+    for (int64_t v = 0; v < lanes; ++v) out[v] = p[(first + v) / multiplier];
+    return load(out);
+  }
+};
+
+// One row of y: kernel rows [begin, end) lie inside of x, at rows[k].
+struct Line {
+  const float* const* rows;
+  int64_t begin, end;
+  int64_t x_pixel;
+  float* y;
+  int64_t y_pixel;
+};
+
+// Taps of one block of channels, P at a time; stride S and no dilation, or P = 1: any.
+template <int P, int S, bool Border, typename Load>
+LC_INLINE void add_line(vf (*sum)[kTile], const lc_layer& l, const Line& t, int64_t base, int64_t channel, const float* w,
+                        Load load_input) {
+  const int64_t low = -base, high = l.width - base;
+  for (int64_t k = t.begin; k < t.end; ++k) {
+    const float *x = t.rows[k] + base * t.x_pixel + channel, *taps = w + (1 + k * l.kernel_width) * kFloats;
+    if constexpr (P > 1) {
+      add_taps<P, S, Border, true, false>(sum, x, t.x_pixel, taps, taps, low, high, 1, load_input);
+    } else {
+      for (int64_t q = 0; q < l.kernel_width; ++q) {
+        const int64_t at = q * l.dilation_width;
+        add_taps<1, 1, true, true, false>(sum, x + at * t.x_pixel, t.x_pixel, taps + q * kFloats, taps, low - at, high - at,
+                                          l.stride_width, load_input);
+      }
+    }
+  }
+}
+
+// Outputs [column, column + count), count <= kTile.
+template <int P, int S, bool Border>
+static void line_tile(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
+  const int64_t base = column * l.stride_width - l.pad_left, blocks = channel_blocks(l), size = block_size(l);
+  const float* w = l.packed;
+  for (int64_t b = 0; b < blocks; ++b, w += size) {
+    const int64_t c = first_channel(l, b);
+    vf sum[1][kTile];
+    set_all<1>(sum, load(w));
+    add_line<P, S, Border>(sum, l, t, base, c, w, Direct{});
+    float* y = t.y + column * t.y_pixel + c;
+#pragma GCC unroll 8
+    for (int i = 0; i < kTile; ++i)
+      if (!Border || i < count) store(y + i * t.y_pixel, bounded(sum[0][i], l.low, l.high));
+  }
+}
+static void line_tile_of_lanes(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
+  const int64_t base = column * l.stride_width - l.pad_left, blocks = channel_blocks(l), size = block_size(l);
+  const float* w = l.packed;
+  for (int64_t b = 0; b < blocks; ++b, w += size) {
+    const int64_t c = b * kFloats, lanes = least(kFloats, l.out_channels - c);
+    vf sum[1][kTile];
+    set_all<1>(sum, load(w));
+    add_line<1, 1, true>(sum, l, t, base, 0, w, SpreadChannels{c, lanes, l.groups});
+    float* y = t.y + column * t.y_pixel + c;
+    for (int64_t i = 0; i < count; ++i) store_part(y + i * t.y_pixel, bounded(sum[0][i], l.low, l.high), lanes);
+  }
+}
+
+typedef void (*LineTile)(const lc_layer&, const Line&, int64_t, int64_t);
+struct LineTiles {
+  LineTile whole, border;
+};
+template <int P, int S>
+static LineTiles line_tiles() {
+  return {line_tile<P, S, false>, line_tile<P, S, true>};
+}
+static LineTiles pick_line_tiles(const lc_layer& l) {
+  if (!in_vectors(l)) return {line_tile_of_lanes, line_tile_of_lanes};
+  if (l.dilation_width == 1 && l.stride_width == 1) {
+    if (l.kernel_width == 3) return line_tiles<3, 1>();
+    if (l.kernel_width == 5) return line_tiles<5, 1>();
+    if (l.kernel_width == 7) return line_tiles<7, 1>();
+  }
+  if (l.dilation_width == 1 && l.stride_width == 2) {
+    if (l.kernel_width == 3) return line_tiles<3, 2>();
+    if (l.kernel_width == 5) return line_tiles<5, 2>();
+    if (l.kernel_width == 7) return line_tiles<7, 2>();
+  }
+  return {line_tile<1, 1, true>, line_tile<1, 1, true>};
+}
+
+// A row of y. The last tile is shifted back where the row is long enough.
+static void channels_line(const lc_layer& l, const Line& t) {
+  const LineTiles tiles = pick_line_tiles(l);
+  const int64_t reach = (l.kernel_width - 1) * l.dilation_width + 1;
+  for (int64_t done = 0; done < l.out_width; done += kTile) {
+    const int64_t at = most(0, least(done, l.out_width - kTile)), count = least(l.out_width, kTile);
+    const int64_t base = at * l.stride_width - l.pad_left;
+    const bool whole = count == kTile && base >= 0 && base + (count - 1) * l.stride_width + reach <= l.width;
+    (whole ? tiles.whole : tiles.border)(l, t, at, count);
+  }
+  finish(l.act, t.y, l.out_width, t.y_pixel, l.out_channels);
+}
+
+// Kernel rows that lie inside for output row `row`.
+LC_INLINE Span kernel_rows(const lc_layer& l, int64_t row) {
+  const int64_t top = row * l.stride_height - l.pad_top;
+  const int64_t begin = most(0, ceil_div(-top, l.dilation_height));
+  return {begin, most(begin, least(l.kernel_height, ceil_div(l.height - top, l.dilation_height)))};
+}
+
+// Output row `row` of an image that is at x, or of which row r is at x + r % ring * x_row.
+static void channels_row(const lc_layer& l, const float* x, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t row, float* y,
+                         int64_t y_pixel, const float** rows) {
+  const Span inside = kernel_rows(l, row);
+  for (int64_t k = inside.begin; k < inside.end; ++k) {
+    const int64_t r = row * l.stride_height - l.pad_top + k * l.dilation_height;
+    rows[k] = x + r % ring * x_row;
+  }
+  channels_line(l, {rows, inside.begin, inside.end, x_pixel, y, y_pixel});
+}

@@ -1,0 +1,219 @@
+// Products of the runtime: rows of pixels times packed weights, with bias, second input and activation in the epilogue.
+//
+// Weights lie in panels of kPanel output channels of one group, [tap][in channel][kPanel]; a last panel of at most kFloats
+// channels is half as wide. A tile of at most kTall rows stays in registers over the whole sum, which runs in the order of
+// memory: how rows and panels are cut, by threads or by the batch, never changes a bit of a result.
+
+enum {
+  kManyWeights = 192 << 10,  // bytes beyond which weights are read once for many rows, else rows once for all weights
+  kHeldMany = 224 << 10,         // bytes of rows that a thread holds for one reading of many weights
+  kHeldFew = 48 << 10,       // and of few
+};
+
+LC_INLINE vf bounded(vf v, float low, float high) {  // not a number passes
+  const vf l = splat_f(low), h = splat_f(high);
+#if LC_BYTES == 64 && defined(__AVX512F__)
+  return (vf)_mm512_maskz_min_ps(0xFFFF, (__m512)h, _mm512_maskz_max_ps(0xFFFF, (__m512)l, (__m512)v));
+#elif LC_BYTES == 32 && defined(__AVX__)
+  return (vf)_mm256_min_ps((__m256)h, _mm256_max_ps((__m256)l, (__m256)v));
+#elif LC_BYTES == 16 && defined(__SSE2__)
+  return (vf)_mm_min_ps((__m128)h, _mm_max_ps((__m128)l, (__m128)v));
+#elif LC_BYTES == 16 && defined(__ARM_NEON) && !defined(LC_PLAIN)
+  return (vf)vminq_f32((float32x4_t)h, vmaxq_f32((float32x4_t)l, (float32x4_t)v));
+#else
+  const vf raised = select(v < l, l, v);
+  return select(raised > h, h, raised);
+#endif
+}
+
+// --- activations that are no bounds ---------------------------------------------------------------------------------
+
+enum { kSigmoid = 5, kHardsigmoid = 6 };
+
+template <int act>
+LC_INLINE vf finished(vf z) {
+  if (act == kSigmoid) return 1.0f / (exp_f(-z) + 1.0f);
+  if (act == kHardsigmoid) return bounded(z + 3.0f, 0.0f, 6.0f) * (1.0f / 6);
+  if (act == kHardswish) return z * (bounded(z + 3.0f, 0.0f, 6.0f) * (1.0f / 6));
+  return z / (exp_f(-z) + 1.0f);
+}
+template <int act>
+static void finish_of(float* y, int64_t rows, int64_t row, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r, y += row)
+    columns<1>(channels, [&](int64_t c, int64_t part) { write(y + c, finished<act>(some(y + c, part)), part); });
+}
+
+// What is left of an activation after `bounded`: nothing where it is none, ReLU or ReLU6.
+static void finish(int32_t act, float* y, int64_t rows, int64_t row, int64_t channels) {
+  switch (act) {
+    case kHardswish: return finish_of<kHardswish>(y, rows, row, channels);
+    case kSilu: return finish_of<kSilu>(y, rows, row, channels);
+    case kSigmoid: return finish_of<kSigmoid>(y, rows, row, channels);
+    case kHardsigmoid: return finish_of<kHardsigmoid>(y, rows, row, channels);
+    default: return;
+  }
+}
+
+// --- weights --------------------------------------------------------------------------------------------------------
+
+LC_INLINE int64_t padded(int64_t channels) { return ceil_div(channels, kFloats) * kFloats; }
+LC_INLINE int64_t group_panels(const lc_layer& l) { return panels_of(l.out_channels / l.groups); }
+static int64_t engine_panels(const lc_layer& l) { return l.groups * group_panels(l); }
+LC_INLINE int64_t sum_length(const lc_layer& l) { return l.kernel_height * l.kernel_width * (l.channels / l.groups); }
+
+// Floats of the packed weights and of the packed bias, which follows them.
+static int64_t conv_packed(const lc_layer& l) { return l.groups * padded(l.out_channels / l.groups) * (sum_length(l) + 1); }
+
+static void conv_pack(lc_layer& l) {
+  const int64_t out = l.out_channels / l.groups, length = sum_length(l), wide = padded(out);
+  l.bias = l.packed + l.groups * wide * length;
+  for (int64_t g = 0; g < l.groups; ++g)
+    for (int64_t n = 0; n < wide; ++n) {
+      const int64_t panel = n / kPanel, width = least(kPanel, wide - panel * kPanel);
+      float* to = l.packed + (g * wide + panel * kPanel) * length + n % kPanel;
+      const float* from = l.weight + (g * out + n) * length;
+      for (int64_t k = 0; k < length; ++k) to[k * width] = n < out ? from[k] : 0.0f;
+      l.bias[g * wide + n] = n < out ? l.shift[g * out + n] : 0.0f;
+    }
+}
+
+// --- tiles ----------------------------------------------------------------------------------------------------------
+
+// One panel and where its results go; the same for all tiles of rows.
+struct Panel {
+  const float *weights, *bias;
+  const int64_t* offsets;
+  int64_t taps, length;
+  int64_t step;  // floats from a row of x to the next
+  int64_t y_row;
+  int64_t columns;
+  float low, high;
+};
+
+template <int R, int V>
+static void tile_product(const Panel& p, const float* x, float* y, const float* second, const char* ahead, int64_t stride) {
+  vf sum[R][V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) {
+    const vf bias = load(p.bias + v * kFloats);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) sum[i][v] = bias;
+  }
+  const float* b = p.weights;
+  const int64_t step = p.step;
+  for (int64_t tap = 0; tap < p.taps; ++tap) {
+    const float *x0 = x + p.offsets[tap], *x1 = x0 + 5 * step, *x2 = x1 + 5 * step;
+    for (int64_t k = p.length; k > 0; --k, b += V * kFloats) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += stride;
+      vf w[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) w[v] = load(b + v * kFloats);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const float* row = i < 5 ? x0 : i < 10 ? x1 : x2;
+        const vf a = held(splat_f(row[i % 5 * step]));
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sum[i][v] += a * w[v];
+      }
+      ++x0, ++x1, ++x2;
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) {
+    const int64_t part = p.columns - v * kFloats;
+    if (part >= kFloats) {
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const int64_t at = i * p.y_row + v * kFloats;
+        store(y + at, bounded(second ? sum[i][v] + load(second + at) : sum[i][v], p.low, p.high));
+      }
+    } else if (part > 0) {
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) {
+        const int64_t at = i * p.y_row + v * kFloats;
+        const vf s = second ? sum[i][v] + load_part(second + at, part) : sum[i][v];
+        store_part(y + at, bounded(s, p.low, p.high), part);
+      }
+    }
+  }
+}
+
+template <int V>
+LC_INLINE void tile_of_rows(int rows, const Panel& p, const float* x, float* y, const float* second, const char* ahead,
+                            int64_t stride) {
+  switch (rows) {
+#define LC_ROWS(r) \
+  case r: return tile_product<r, V>(p, x, y, second, ahead, stride);
+    LC_ROWS(1) LC_ROWS(2) LC_ROWS(3) LC_ROWS(4) LC_ROWS(5) LC_ROWS(6)
+#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_PLAIN))
+    LC_ROWS(7) LC_ROWS(8) LC_ROWS(9) LC_ROWS(10) LC_ROWS(11) LC_ROWS(12) LC_ROWS(13) LC_ROWS(14)
+#endif
+#undef LC_ROWS
+    default: return;
+  }
+}
+
+// Rows of pixels: `lines` of `count`; in x and y a line and a pixel are so many floats apart.
+struct Pixels {
+  const float* x;
+  int64_t x_line, step;
+  float* y;
+  const float* second;
+  int64_t y_line, y_row;
+  int64_t lines, count;
+};
+
+// Weights [from, to) of a panel's successors, fetched from afar while tiles are multiplied.
+struct Fetch {
+  const char *at, *end;
+  LC_INLINE_MEMBER const char* take(int64_t lines, int64_t* stride) {
+    const bool some = at < end;
+    const char* from = at;
+    at += some ? lines * kLine : 0;
+    *stride = some ? (int64_t)kLine : 0;
+    return from;
+  }
+};
+
+// Output channels of panels [begin, end) of all rows.
+static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* offsets, int64_t begin, int64_t end) {
+  const int64_t out = l.out_channels / l.groups, in = l.channels / l.groups, per_group = group_panels(l);
+  const int64_t length = sum_length(l), wide = padded(out);
+  const auto panel = [&](int64_t number, Panel& p) {
+    const int64_t g = number / per_group, n = number % per_group * kPanel;
+    p.weights = l.packed + (g * wide + n) * length;
+    p.bias = l.bias + g * wide + n;
+    p.columns = least(kPanel, out - n);
+    return g;
+  };
+  Panel p = {nullptr, nullptr, offsets, l.taps, l.length, r.step, r.y_row, 0, l.low, l.high};
+  const auto tiles = [&](int64_t number, int64_t line, int64_t from, int count, Fetch& fetch) {
+    const int64_t g = panel(number, p), column = g * out + number % per_group * kPanel;
+    const float* x = r.x + line * r.x_line + from * r.step + g * in;
+    const int64_t at = line * r.y_line + from * r.y_row + column;
+    int64_t stride;
+    const char* ahead = fetch.take(length, &stride);
+    if (p.columns > kFloats)
+      tile_of_rows<2>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead, stride);
+    else
+      tile_of_rows<1>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead, stride);
+    finish(l.act, r.y + at, count, r.y_row, p.columns);
+  };
+  if (length * (end - begin) * kPanel * 4 <= kManyWeights) {
+    Fetch fetch = {(const char*)l.packed, (const char*)l.packed};
+    for (int64_t line = 0; line < r.lines; ++line)
+      each_height(r.count, [&](int64_t from, int count) {
+        for (int64_t number = begin; number < end; ++number) tiles(number, line, from, count, fetch);
+      });
+    return;
+  }
+  for (int64_t number = begin; number < end; ++number) {
+    panel(number, p);
+    const char *next = (const char*)(p.weights + length * kPanel), *last = (const char*)(l.packed + l.groups * wide * length);
+    Fetch fetch = {next, next + length * kPanel * 4};
+    if (fetch.end > last) fetch.end = last;
+    for (int64_t line = 0; line < r.lines; ++line)
+      each_height(r.count, [&](int64_t from, int count) { tiles(number, line, from, count, fetch); });
+  }
+}

@@ -101,7 +101,7 @@ CASES = {
     "predict no run": (["predict", "nowhere", "photo.jpg"], "got 'nowhere'"),
     "predict a folder": (
         ["predict", "pics", "photo.jpg"],
-        "RUN must be the folder of a run such as runs/exp, got 'pics'",
+        "RUN must be the folder of a run such as runs/exp, or a .lean file, got 'pics'",
     ),
     "predict no image": (["predict", "runs/done"], "at least one image must be given"),
     "predict gone": (["predict", "runs/done", "gone.jpg"], "image: must be a file that exists, got 'gone.jpg'"),

@@ -1,4 +1,5 @@
-"""Feeds changed ``.lean`` files to the loader: each must be refused with ``leanconv.Error``, or run.
+"""Feeds changed ``.lean`` files to the loader: each must be refused with ``leanconv.Error``, or run, by numpy and by
+native code with the same result.
 
     python tests/fuzz/lean_loader.py --cases 100000 --seed 1     random changes, no further package needed
     python tests/fuzz/lean_loader.py --atheris -runs=100000      the same changes led by coverage (pip install atheris)
@@ -116,9 +117,10 @@ def seeds() -> list[bytes]:
 
 
 def attempt(content: bytes, path: Path) -> str:
-    """``refused``, ``run`` or ``too dear``; anything that is raised is a find."""
+    """``refused``, ``run`` or ``too dear`` (to be run); anything that is raised is a find."""
     import numpy as np
 
+    from leanconv import _native
     from leanconv.errors import Error
     from leanconv.runtime.file import read
     from leanconv.runtime.reference import Reference
@@ -135,9 +137,22 @@ def attempt(content: bytes, path: Path) -> str:
     if cost(plan) > CHEAP:
         return "too dear"
     y = Reference(plan, tensors).run(np.ones((1, *plan.values[plan.input].shape), np.float32))
+    if _native.load() is not None:
+        compared(plan, tensors, y)
     if y.shape != (1, *plan.values[plan.output].shape) or y.dtype != np.float32:
         raise AssertionError(f"another shape than the plan says: {y.shape}, {y.dtype}")
     return "run"
+
+
+def compared(plan: Any, tensors: Any, y: Any) -> None:
+    """Native code must give what numpy gave."""
+    import numpy as np
+
+    from leanconv.runtime.compiled import Compiled
+
+    other = Compiled(plan, tensors, 1).run(np.ones((1, *plan.values[plan.input].shape), np.float32))
+    if np.isfinite(y).all() and np.abs(other - y).max() > 1e-3 * np.abs(y).max() + 1e-6:
+        raise AssertionError(f"native code and numpy differ by {np.abs(other - y).max()} of {np.abs(y).max()}")
 
 
 def cost(plan: Any) -> int:

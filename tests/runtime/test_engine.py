@@ -143,7 +143,7 @@ def test_a_closed_engine_and_bad_threads_are_told(path: Path) -> None:
     net.close()
     with pytest.raises(Error, match=r"m\.lean: must be open, got a call after close\(\)"):
         net(batch(1))
-    with pytest.raises(Error, match=r"m\.lean: threads must be at least 1, got 0"):
+    with pytest.raises(Error, match=r"m\.lean: threads must be 1 to 64, got 0"):
         load(path, threads=0)
     assert load(path).threads == engine.usable_cores()
 

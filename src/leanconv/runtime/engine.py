@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +29,7 @@ if TYPE_CHECKING:  # at run time these would cost milliseconds to import, before
 
 __all__ = ["Engine", "load"]
 
-_BATCH = 16
+_BATCH, _THREADS = 16, 64
 
 Unreadable = Callable[[str, str], None]
 """Called with an image and why it could not be read."""
@@ -46,7 +44,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool 
 
     Args:
         path: the file. It is mapped into memory: replace it as a whole while it is open, never write into it.
-        threads: how many a call may use; None: what affinity and the control group's quota grant this process.
+        threads: how many a call may use, 1 to 64; None: what affinity and the control group's quota grant this process.
         verify: compare the weights with their SHA-256 (10 to 40 ms for 17 MB). The rest of the file, and every bound,
             is always checked.
 
@@ -54,7 +52,7 @@ def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool 
         The network.
 
     Raises:
-        Error: no such file, or one that :func:`leanconv.runtime.file.read` refuses; ``threads`` below 1.
+        Error: no such file, or one that :func:`leanconv.runtime.file.read` refuses; ``threads`` out of range.
     """
     plan, tensors = read(path, verify)
     return Engine(plan, tensors, threads, os.path.basename(path))
@@ -63,8 +61,8 @@ def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool 
 class Engine:
     """A network that is ready to run; :func:`load` makes it.
 
-    Calls from several threads are safe, and run one after another; several engines run at once, each with threads of
-    its own. It is a context manager that closes itself.
+    Calls from several threads are safe; native code runs them one after another. Several engines run at once, each with
+    threads of its own. It is a context manager that closes itself.
 
     Args:
         plan: one that :func:`leanconv.runtime.checking.check` lets pass.
@@ -81,21 +79,20 @@ class Engine:
         executor: ``native`` or ``numpy``.
 
     Raises:
-        Error: ``threads`` below 1; ``LEANCONV_NATIVE=1`` and no native code.
+        Error: ``threads`` out of range; ``LEANCONV_NATIVE=1`` and no native code.
     """
 
     def __init__(self, plan: Plan, tensors: Tensors, threads: int | None = None, name: str = "network") -> None:
-        if threads is not None and threads < 1:
-            raise Error(f"{name}: threads must be at least 1, got {threads}")
+        if threads is not None and not 1 <= threads <= _THREADS:
+            raise Error(f"{name}: threads must be 1 to {_THREADS}, got {threads}")
         self.plan = plan
         self.classes = plan.classes
         height, width, channels = plan.values[plan.input].shape
         self.input_shape = (channels, height, width)
         height, width, channels = plan.values[plan.output].shape
         self.output_shape = (channels,) if height == width == 1 else (channels, height, width)
-        self.threads = usable_cores() if threads is None else threads
+        self.threads = min(usable_cores(), _THREADS) if threads is None else threads
         self._name = name
-        self._lock = threading.Lock()
         self.executor, runner = _runner(plan, tensors, self.threads)
         self._runner: _Runner | None = runner
 
@@ -144,14 +141,14 @@ class Engine:
             raise Error(f"{self._name}: a batch {rule}, got {got}")
         if not len(batch):
             return np.empty((0, *self.plan.values[self.plan.output].shape), np.float32)
-        with self._lock:
-            if self._runner is None:
-                raise Error(f"{self._name}: must be open, got a call after close()")
-            try:
-                return self._runner.run(batch)
-            except MemoryError:
-                each = f"{4 * self.plan.memory:,} bytes for each of {len(batch)} images"
-                raise Error(f"{self._name}: its memory must be there, {each}, got less") from None
+        runner = self._runner  # a call that runs keeps it, whoever closes the engine meanwhile
+        if runner is None:
+            raise Error(f"{self._name}: must be open, got a call after close()")
+        try:
+            return runner.run(batch)
+        except MemoryError:
+            each = f"{4 * self.plan.memory:,} bytes for each of {len(batch)} images"
+            raise Error(f"{self._name}: its memory must be there, {each}, got less") from None
 
     def classify(
         self,
@@ -196,8 +193,7 @@ class Engine:
 
     def close(self) -> None:
         """Give memory and threads back; calls after that are errors."""
-        with self._lock:
-            self._runner = None
+        self._runner = None
 
     def __enter__(self) -> Engine:
         return self
@@ -256,12 +252,9 @@ class Engine:
 def _runner(plan: Plan, tensors: Tensors, threads: int) -> tuple[str, _Runner]:
     """What runs the plan, and its name: the one place that chooses."""
     if _native.load() is not None:
-        try:
-            compiled = import_module("leanconv.runtime.compiled")
-        except ModuleNotFoundError:
-            pass
-        else:
-            return "native", compiled.Compiled(plan, tensors, threads)
+        from leanconv.runtime.compiled import Compiled
+
+        return "native", Compiled(plan, tensors, threads)
     from leanconv.runtime.reference import Reference
 
     return "numpy", Reference(plan, tensors)

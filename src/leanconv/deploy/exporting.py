@@ -76,7 +76,7 @@ def export(
     if format == "onnx":
         onnx.need()
     say = progress or (lambda words: None)
-    say("reading the network")
+    say("reading the network and its images")
     found = opened(model)
     given = (example, classes, picture)
     subject = of_run(found, *given) if isinstance(found, Run) else of_model(found, *given)

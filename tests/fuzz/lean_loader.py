@@ -19,8 +19,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib import import_module
 from math import prod
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -186,9 +188,12 @@ def guided(words: list[str]) -> None:
     """atheris: goes on until -runs or -max_total_time of its own say stop."""
     import atheris
 
-    with atheris.instrument_imports(include=["leanconv.runtime"]):
-        import leanconv.runtime.file
-        import leanconv.runtime.reference  # noqa: F401
+    # Not atheris.instrument_imports: it leaves modules of an editable installation as they are, without an error.
+    for name in ("checking", "encoding", "file", "reference", "shapes"):
+        module = import_module(f"leanconv.runtime.{name}")
+        for value in vars(module).values():
+            if isinstance(value, FunctionType) and value.__module__ == module.__name__:
+                atheris.instrument_func(value)
     folder = Path(tempfile.mkdtemp())
     (folder / "corpus").mkdir()
     for i, seed in enumerate(seeds()):

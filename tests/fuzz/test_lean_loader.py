@@ -27,3 +27,4 @@ def test_changes_led_by_coverage(tmp_path: Path) -> None:
     words = [sys.executable, str(SCRIPT), "--atheris", "-runs=10000"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert " cov: " in done.stderr  # else nothing was instrumented, and chance alone led

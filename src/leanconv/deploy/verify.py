@@ -47,7 +47,7 @@ class Difference:
 
     @property
     def loose(self) -> float:
-        """What is let through where the rule does not hold: a network that blows roundings up does so with these too."""
+        """What is let through where the rule does not hold: some networks blow every rounding up, torch's too."""
         return max(LOOSE * self.scale, 4 * self.theirs)
 
     def __str__(self) -> str:

@@ -113,6 +113,9 @@ FUNCTIONS: list[tuple[Any, list[str]]] = [
     (lambda x: torch.chunk(x, chunks=2, dim=1)[1], ["conv"]),
     (lambda x: torch.cat(x.chunk(3, 1)[::-1], 1), ["conv", "conv", "conv", "concat"]),
     (lambda x: x[:, 1:4], ["conv"]),
+    (lambda x: x.mean((2, 3))[:, 1], ["mean", "conv"]),
+    (lambda x: F.conv1d(x.mean(3), torch.ones(2, 6, 3, dtype=x.dtype)), ["avg_pool", "conv"]),
+    (lambda x: F.max_pool1d(x.mean(3), 3), ["avg_pool", "max_pool"]),
     (lambda x: x.index_select(1, torch.tensor([5, 0, 0])), ["conv"]),
     (lambda x: x[:, :, ::2, ::3], ["max_pool", "max_pool"]),
     (lambda x: x[:, :, 1:, 1:-1], ["depthwise", "depthwise"]),
@@ -165,5 +168,5 @@ def test_a_network_that_lies_otherwise_gives_its_output_otherwise() -> None:
     from leanconv.deploy.translation import translate
 
     found = translate(Function(lambda x: x.permute(0, 2, 3, 1), nn.Conv2d(6, 2, 1)), torch.zeros(IMAGE))
-    assert found.order == "h,w,c"
+    assert found.order == ("h", "w", "c")
     assert found.plan.values[found.plan.output].shape == (9, 7, 2)

@@ -46,7 +46,8 @@ def export(
     before, depthwise and pointwise convolutions in a row are one block, every value has its place in memory. ``onnx``
     is for everything else, with any number of inputs in a batch. The file is read back, run on noise, on the example
     and on images of the run, and compared with torch in float64: its error may be twice torch's own in float32 plus
-    4 eps, or at most 1e-4 of the largest output.
+    4 eps. Where it is more, at most 1e-4 of the largest output or four times torch's own are let through, and
+    ``difference`` says so.
 
     Example:
         >>> told = leanconv.export(network, "network.lean", example=x)  # doctest: +SKIP
@@ -76,7 +77,7 @@ def export(
     if format == "onnx":
         onnx.need()
     say = progress or (lambda words: None)
-    say("reading the network")
+    say("reading the network and its images")
     found = opened(model)
     given = (example, classes, picture)
     subject = of_run(found, *given) if isinstance(found, Run) else of_model(found, *given)

@@ -29,12 +29,12 @@ class Translated:
     Attributes:
         plan: with places in memory; classes, picture and about are for the caller to fill in.
         tensors: by name, float32.
-        order: what the dimensions of torch's output are behind the batch, such as ``c`` or ``c,h,w``.
+        order: what each dimension of torch's output is behind the batch: ``c``, ``h``, ``w``, several, or empty.
     """
 
     plan: Plan
     tensors: Mapping[str, Array]
-    order: str
+    order: tuple[str, ...]
 
 
 def translate(model: nn.Module, example: Tensor) -> Translated:
@@ -55,7 +55,7 @@ def translate(model: nn.Module, example: Tensor) -> Translated:
     return _assembled(draft, order)
 
 
-def as_torch(y: NDArray[Any], order: str) -> NDArray[Any]:
+def as_torch(y: NDArray[Any], order: tuple[str, ...]) -> NDArray[Any]:
     """Outputs of a plan in the order and number of dimensions of torch's output.
 
     Args:
@@ -63,15 +63,14 @@ def as_torch(y: NDArray[Any], order: str) -> NDArray[Any]:
         order: of :class:`Translated`.
     """
     maps = y.reshape(*y.shape, *(1,) * (4 - y.ndim))
-    dims = order.split(",")
-    letters = [letter for dim in dims for letter in dim]
+    letters = [letter for dim in order for letter in dim]
     rest = [letter for letter in "chw" if letter not in letters]
     size = dict(zip("chw", maps.shape[1:], strict=True))
     turned = maps.transpose(0, *("chw".index(letter) + 1 for letter in letters + rest))
-    return turned.reshape(len(y), *(prod(size[letter] for letter in dim) for dim in dims))
+    return turned.reshape(len(y), *(prod(size[letter] for letter in dim) for dim in order))
 
 
-def _assembled(draft: Draft, order: str) -> Translated:
+def _assembled(draft: Draft, order: tuple[str, ...]) -> Translated:
     names = _Names()
     number = {draft.input: 0}
     values = [Value(draft.shapes[draft.input])]

@@ -34,8 +34,8 @@ def _whole(module: nn.Module) -> bool:
     return type(module) in OURS and not module._forward_hooks and not module._forward_pre_hooks
 
 
-def drafted(model: nn.Module, example: Tensor) -> tuple[Draft, str]:
-    """The draft of a network, and the order of its output's dimensions behind the batch.
+def drafted(model: nn.Module, example: Tensor) -> tuple[Draft, tuple[str, ...]]:
+    """The draft of a network, and what each of its output's dimensions is behind the batch.
 
     Args:
         model: in eval mode.
@@ -66,7 +66,7 @@ class _Reading:
         self.refs: dict[int, Ref | None] = {graph.inputs[0]: Ref(0, of_map(shape, order))}
         self.missing: dict[str, list[str]] = {}
 
-    def draft(self) -> tuple[Draft, str]:
+    def draft(self) -> tuple[Draft, tuple[str, ...]]:
         output = self.graph.outputs[0]
         needed = self._needed(output)
         for step in self.graph.steps:
@@ -79,7 +79,7 @@ class _Reading:
             raise Error(_told(self.missing))
         assert found is not None
         found = self._ordered(found)
-        order = ",".join(letters(found.layout, self._draft.shapes[found.value]))
+        order = letters(found.layout, self._draft.shapes[found.value])
         self._draft.output = found.value
         self._draft.swept()
         return self._draft, order

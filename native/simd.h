@@ -34,7 +34,7 @@ LC_INLINE v64 multiply_low(v64 a, v64 b) {
   return (v64)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif LC_BYTES == 16 && defined(__SSE2__)
   return (v64)_mm_mul_epu32((__m128i)a, (__m128i)b);
-#elif LC_BYTES == 16 && defined(__ARM_NEON) && !defined(LC_PLAIN)
+#elif LC_BYTES == 16 && defined(__ARM_NEON) && !defined(LC_BASELINE)
   return (v64)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
 #else
   const v64 low = splat(0xFFFFFFFFu);

@@ -18,7 +18,7 @@ LC_INLINE vf bounded(vf v, float low, float high) {  // not a number passes
   return (vf)_mm256_min_ps((__m256)h, _mm256_max_ps((__m256)l, (__m256)v));
 #elif LC_BYTES == 16 && defined(__SSE2__)
   return (vf)_mm_min_ps((__m128)h, _mm_max_ps((__m128)l, (__m128)v));
-#elif LC_BYTES == 16 && defined(__ARM_NEON) && !defined(LC_PLAIN)
+#elif LC_BYTES == 16 && defined(__ARM_NEON) && !defined(LC_BASELINE)
   return (vf)vminq_f32((float32x4_t)h, vmaxq_f32((float32x4_t)l, (float32x4_t)v));
 #else
   const vf raised = select(v < l, l, v);
@@ -146,7 +146,7 @@ LC_INLINE void tile_of_rows(int rows, const Panel& p, const float* x, float* y, 
 #define LC_ROWS(r) \
   case r: return tile_product<r, V>(p, x, y, second, ahead, stride);
     LC_ROWS(1) LC_ROWS(2) LC_ROWS(3) LC_ROWS(4) LC_ROWS(5) LC_ROWS(6)
-#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_PLAIN))
+#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_BASELINE))
     LC_ROWS(7) LC_ROWS(8) LC_ROWS(9) LC_ROWS(10) LC_ROWS(11) LC_ROWS(12) LC_ROWS(13) LC_ROWS(14)
 #endif
 #undef LC_ROWS

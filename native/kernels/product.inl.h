@@ -2,7 +2,7 @@
 // channels, [block][row][kStride], and weights packed into panels of kPanel columns. While one runs, what comes next is
 // fetched from memory.
 
-#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_PLAIN))
+#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_BASELINE))
 enum { kTall = 14, kBlock = 224 };  // a block is whole tiles and whole panels
 #else
 enum { kTall = 6, kBlock = 192 };
@@ -81,7 +81,7 @@ LC_INLINE void product(int rows, const float* a, const float* b, int64_t steps, 
     case 4: return product_of<4, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
     case 5: return product_of<5, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
     case 6: return product_of<6, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
-#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_PLAIN))
+#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_BASELINE))
     case 7: return product_of<7, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
     case 8: return product_of<8, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);
     case 9: return product_of<9, ARow, AStep, BStep>(a, b, steps, tile, add, ahead);

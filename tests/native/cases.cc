@@ -81,7 +81,7 @@ class Run {
   template <typename T>
   T* result(int64_t count) {
     T* p = block<T>(count);
-    results_.push_back({(const uint8_t*)p, count * (int64_t)sizeof(T)});
+    results_.push_back({(const uint8_t*)p, count * (int64_t)sizeof(T), size_of<T>});
     return p;
   }
   void* results(int64_t count, bool bf16) {
@@ -103,10 +103,13 @@ class Run {
   // The end of a case: `failure` of its calls must be `wanted`; what was written is remembered, the blocks are freed.
   void done(const std::string& name, int32_t failure, int32_t wanted = LC_OK) {
     uint64_t hash = 14695981039346656037u;
+    double size = 0;
+    for (const Span& r : results_) size += wanted == LC_OK ? r.size(r.at, r.bytes) : 0;
     for (const Span& r : results_)
       for (int64_t i = 0; wanted == LC_OK && i < r.bytes; ++i) hash = (hash ^ r.at[i]) * 1099511628211u;
     names.push_back(name + (failure == wanted ? "" : ", failure " + std::to_string(failure)));
     hashes.push_back(hash);
+    sizes.push_back(size);
     good &= failure == wanted;
     release();
     random_ = Random(names.size());
@@ -114,13 +117,31 @@ class Run {
 
   std::vector<std::string> names;
   std::vector<uint64_t> hashes;
+  std::vector<double> sizes;  // of what was written: the sum of its absolute values
   bool good = true;
 
  private:
   struct Span {
     const uint8_t* at;
     int64_t bytes;
+    double (*size)(const uint8_t* at, int64_t bytes);
   };
+
+  template <typename T>
+  static double size_of(const uint8_t* at, int64_t bytes) {
+    double sum = 0;
+    for (int64_t i = 0; i < bytes; i += (int64_t)sizeof(T)) {
+      T bits;
+      memcpy(&bits, at + i, sizeof(T));
+      float number = (float)bits;
+      if (sizeof(T) == 2) {  // bfloat16: the upper half of a float
+        const uint32_t whole = (uint32_t)bits << 16;
+        memcpy(&number, &whole, 4);
+      }
+      sum += number < 0 ? -(double)number : (double)number;
+    }
+    return sum;
+  }
 
   template <typename T>
   T* block(int64_t count) {
@@ -568,10 +589,12 @@ bool compare(const Run& first, const Run& run, int32_t isa, const char* setting)
 
 }  // namespace
 
-// `--list`: the functions that the cases call. `--threads`: the cases on threads alone, for the thread sanitizer. The exit
-// status is 0 where all is well.
+// `--list`: the functions that the cases call. `--threads`: the cases on threads alone, for the thread sanitizer.
+// `--sizes`: what they wrote, summed up, a line each, to be compared with another processor's. The exit status is 0 where
+// all is well.
 int main(int argc, char** argv) {
-  const bool list = argc > 1 && !strcmp(argv[1], "--list"), threads_alone = argc > 1 && !strcmp(argv[1], "--threads");
+  const bool list = argc > 1 && !strcmp(argv[1], "--list"), sizes = argc > 1 && !strcmp(argv[1], "--sizes"),
+             threads_alone = sizes || (argc > 1 && !strcmp(argv[1], "--threads"));
   for (const Family& family : kFamilies)
     if (list) puts(family.calls);
   if (list) return 0;
@@ -586,6 +609,8 @@ int main(int argc, char** argv) {
       family.cases(threads);
       good &= compare(threads, threads, isa, "threads");
       cases += threads.names.size();
+      for (size_t i = 0; sizes && i < threads.names.size(); ++i)
+        printf("%d %s %s\t%.9g\n", isa, family.calls, threads.names[i].c_str(), threads.sizes[i]);
       if (threads_alone) continue;
       family.cases(alone), family.cases(apart);
       good &= compare(threads, alone, isa, "one thread");

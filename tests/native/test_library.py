@@ -137,6 +137,7 @@ def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
         ("lc_step", structures.Step),
         ("lc_plan", structures.Plan),
         ("lc_batch", structures.Batch),
+        ("lc_burst", structures.Burst),
     ],
 )
 def test_structs_agree_with_the_header(name, struct):

@@ -63,10 +63,11 @@ def _peak(setup: Mapping[str, Any]) -> None:
         print(json.dumps({"missing": "the native library"}), flush=True)
         return
     threads = setup["threads"]
-    pool = ThreadPoolExecutor(threads)
 
     def burst() -> int:
-        return sum(pool.map(library.burst, [_TURNS] * threads))
+        # New threads each time: the system puts them on different processors, where it may leave those that wake on one.
+        with ThreadPoolExecutor(threads) as pool:
+            return sum(pool.map(library.burst, [_TURNS] * threads))
 
     turns.serve(burst, {"macs": burst(), "isa": library.isa})
 

@@ -183,7 +183,9 @@ def _measured(
         ratios = [a / b for a, b in zip(times, seconds["leanconv"], strict=True)]
         about = contenders[name].about
         rows[name] = Measured(
-            *(1e3 * x for x in (median, low, high)),
+            1e3 * median,
+            1e3 * low,
+            1e3 * high,
             setup["batch"] / median,
             work / median / peak if peak else None,
             *median_interval(ratios),

@@ -65,7 +65,7 @@ def _peak(setup: Mapping[str, Any]) -> None:
     threads = setup["threads"]
 
     def burst() -> int:
-        # New threads each time: the system puts them on different processors, where it may leave those that wake on one.
+        # New threads each time: the system spreads them over processors, where it may leave those that wake on one.
         with ThreadPoolExecutor(threads) as pool:
             return sum(pool.map(library.burst, [_TURNS] * threads))
 

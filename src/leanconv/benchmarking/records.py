@@ -63,8 +63,8 @@ class Measurement:
     Attributes:
         batch, threads: under which it holds.
         rounds: turns that each contender had.
-        peak: multiply-adds a second of a burst in registers on these threads, the median over the same rounds; None:
-            there is no native library.
+        peak: multiply-adds a second of a burst in registers on these threads, the fastest of the same rounds; None: there
+            is no native library.
         contenders: name -> figures; ``leanconv`` is one.
         layers: leanconv's steps.
         others: cores that other processes kept busy during the turns of all, on average.

@@ -63,7 +63,7 @@ class Measurement:
     Attributes:
         batch, threads: under which it holds.
         rounds: turns that each contender had.
-        peak: multiply-adds a second of a burst in registers on these threads, the fastest of the same rounds; None: there
+        peak: multiply-adds a second of a burst in registers on these threads, the fastest of these rounds; None: there
             is no native library.
         contenders: name -> figures; ``leanconv`` is one.
         layers: leanconv's steps.

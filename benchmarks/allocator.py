@@ -17,8 +17,7 @@ import json
 import sys
 from typing import Any
 
-import turns
-
+from leanconv.benchmarking import turns
 from leanconv.measure import median_interval
 from leanconv.results import usable_cores
 

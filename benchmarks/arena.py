@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import turns
+from leanconv.benchmarking import turns
 
 TUNED, PLAIN = "tuned", "as it comes"
 CONTENDERS = {

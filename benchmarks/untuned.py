@@ -17,14 +17,16 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-import turns
+from leanconv.benchmarking import turns
 
 MOST_PEOPLE = "torch channels first"
 TORCH = ("ours", "ours untuned", "torch channels_last tuned", "torch channels_last", MOST_PEOPLE)
 KERAS = "keras on jax"
-ON_JAX = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+SOURCES = str(Path(turns.__file__).parents[2])  # of leanconv, which the other Python does not have
+ON_JAX = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "PYTHONPATH": SOURCES}
 
 
 def torch_contender(setup: dict[str, Any]) -> None:

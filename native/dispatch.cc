@@ -77,3 +77,12 @@ int32_t lc_keep_exact(const lc_mask* m) {
   const int64_t rows = kElementsPerPart / m->elements;
   return split(m, lc_table_of(m->isa).exact_rows, m->rows, rows > 1 ? rows : 1);
 }
+
+int32_t lc_peak(lc_burst* burst) {
+  if (const int32_t bad = check_head(burst)) return bad;
+  if (burst->turns < 0 || burst->turns > ((int64_t)1 << 40) || !burst->out) return LC_BAD_ARGUMENT;
+  const lc_table& table = lc_table_of(burst->isa);
+  table.peak_turns(*burst, 0, burst->turns);
+  burst->count = burst->turns * table.peak_width();
+  return LC_OK;
+}

@@ -228,9 +228,19 @@ struct lc_batch {
   float* out;
 };
 
+// Multiply-adds in registers, on the calling thread: how fast this processor can be.
+struct lc_burst {
+  uint32_t size;  // sizeof(lc_burst)
+  int32_t isa;
+  int64_t turns;  // 0 to 2^40
+  int64_t count;  // out: multiply-adds done, in single precision
+  float* out;     // one number, so that the work is not left out
+};
+
 LC_API int32_t lc_abi(void);
 LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
+LC_API int32_t lc_peak(lc_burst* burst);
 LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-bit number >= limit; at least one per row
 LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1
 LC_API int32_t lc_dropout_apply(const lc_dropout* dropout);

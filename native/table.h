@@ -45,6 +45,8 @@ struct lc_table {
   void (*channelwise_backward)(const lc_channelwise& p, int64_t begin, int64_t end);    // groups of bands
   void (*channelwise_merge)(const lc_channelwise& p);
   void (*channelwise_sum)(const lc_channelwise& p);
+  void (*peak_turns)(const lc_burst& burst, int64_t begin, int64_t end);
+  int64_t (*peak_width)();  // multiply-adds of a turn
   int64_t (*engine_packed)(const lc_layer& layer);                                  // floats, weights and bias
   void (*engine_pack)(lc_layer& layer);
   int64_t (*engine_panels)(const lc_layer& layer);  // of a convolution

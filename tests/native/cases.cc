@@ -559,6 +559,22 @@ void channelwises(Run& run) {
 
 #include "engine_cases.inl.h"
 
+void bursts(Run& run) {
+  for (const int64_t turns : {(int64_t)0, (int64_t)1, (int64_t)1000}) {
+    lc_burst burst = {sizeof(lc_burst), run.isa, turns, 0, run.result<float>(1)};
+    const int32_t failure = lc_peak(&burst);
+    run.good &= *burst.out == 12.0f && burst.count >= turns * 48;
+    run.done("burst " + std::to_string(turns), failure);
+  }
+  float out;
+  for (const int64_t turns : {(int64_t)-1, ((int64_t)1 << 40) + 1}) {
+    lc_burst burst = {sizeof(lc_burst), run.isa, turns, 0, &out};
+    run.done("refused burst", lc_peak(&burst), LC_BAD_ARGUMENT);
+  }
+  lc_burst nowhere = {sizeof(lc_burst), run.isa, 1, 0, nullptr};
+  run.done("refused burst", lc_peak(&nowhere), LC_BAD_ARGUMENT);
+}
+
 struct Family {
   const char* calls;  // what it calls, separated by spaces; a test compares them with the library's functions
   void (*cases)(Run&);
@@ -572,6 +588,7 @@ const Family kFamilies[] = {
     {"lc_pointwise_scratch lc_pointwise_forward lc_pointwise_backward", pointwises},
     {"lc_channelwise_scratch lc_channelwise_forward lc_channelwise_backward", channelwises},
     {"lc_engine_new lc_engine_run lc_engine_times lc_engine_free", engines},
+    {"lc_peak", bursts},
 };
 
 // Whether a pass went well and wrote the same bits as the first one; what did not is printed.

@@ -60,6 +60,7 @@ _CALLS = (
     "lc_engine_run",
     "lc_engine_times",
     "lc_engine_free",
+    "lc_peak",
 )
 # What os.environ reads and writes, without the conversions and the exception inside of it that cost a microsecond each.
 _variables: Any = getattr(os.environ, "_data", os.environ)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from leanconv._native.structures import (
     DEPTHWISE_SIZES,
+    Burst,
     Channelwise,
     Depthwise,
     Dropout,
@@ -358,6 +359,25 @@ class Library:
         failure = function(ctypes.byref(mask))
         if failure:
             refuse("mask", failure, f"isa={isa or self.isa}, rows, elements, limit = {fields[2:5]}")
+
+    def burst(self, turns: int) -> int:
+        """Multiply-adds in registers, as fast as this processor can, on the calling thread.
+
+        Args:
+            turns: 0 to 2^40; a turn is 48 to 192 multiply-adds.
+
+        Returns:
+            How many multiply-adds were done, in float32.
+
+        Raises:
+            Error: ``turns`` out of range.
+        """
+        out = ctypes.c_float()
+        burst = Burst(ctypes.sizeof(Burst), self._number(None), turns, 0, ctypes.addressof(out))
+        failure = self._handle.lc_peak(ctypes.byref(burst))
+        if failure:
+            refuse("burst", failure, f"turns={turns}")
+        return int(burst.count)
 
     def depthwise_scratch(self, sizes: tuple[int, ...], isa: str | None = None) -> int:
         """Floats of scratch memory that each pass of a depthwise convolution needs.

@@ -7,6 +7,7 @@ import ctypes
 __all__ = [
     "DEPTHWISE_SIZES",
     "Batch",
+    "Burst",
     "Channelwise",
     "Depthwise",
     "Dropout",
@@ -248,5 +249,17 @@ class Batch(ctypes.Structure):
         ("in_size", ctypes.c_int64),
         ("out_size", ctypes.c_int64),
         ("in", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class Burst(ctypes.Structure):
+    """``lc_burst``."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("isa", ctypes.c_int32),
+        ("turns", ctypes.c_int64),
+        ("count", ctypes.c_int64),
         ("out", ctypes.c_void_p),
     )

@@ -33,6 +33,7 @@ COMMANDS = {
     "cost": ("leanconv.cli.cost", "parameters, multiply-adds and bytes of a network, layer by layer"),
     "fold": ("leanconv.cli.fold", "take out of a trained network what inference does not need, exactly"),
     "export": ("leanconv.cli.export", "write a trained network to one file that runs without torch, or to ONNX"),
+    "bench": ("leanconv.cli.bench", "how fast a .lean file runs here, layer by layer, and beside other programs"),
     "separate": ("leanconv.cli.separate", "make a trained network separable under a budget, keeping what it knows"),
     "apply": ("leanconv.cli.apply", "put a technique into a trained network"),
     "remove": ("leanconv.cli.remove", "take a technique out of a trained network"),
@@ -53,6 +54,7 @@ examples:
   leanconv fold runs/flowers --output flowers-folded
   leanconv separate runs/flowers --budget macs=0.33 --output flowers-lean
   leanconv export runs/flowers-lean --output flowers.lean
+  leanconv bench flowers.lean --against onnxruntime
   leanconv cost mobilenet_v1 --input 3,224,224
 
 `leanconv COMMAND --help` tells more. Exit codes: 0 done, 1 findings, 2 usage or bad input.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from leanconv.errors import Error
 from leanconv.graph import evaluating
 from leanconv.results import Difference
+from leanconv.results.medians import median_interval
 
 __all__ = ["Comparison", "Latency", "compare_latency", "compare_training", "latency", "median_interval"]
 
@@ -201,35 +201,6 @@ def _in_turns(
                     taken[name].append(elapsed)
     described = {name: _latency(taken[name], examples[name], used, level) for name in names}
     return Comparison(described, {name: tuple(times) for name, times in taken.items()})
-
-
-def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
-    """The median and an interval for it that assumes nothing of the distribution.
-
-    From the k-th smallest to the k-th largest value, with the largest k at which
-    ``1 - 2 sum_{i<k} C(n, i) / 2^n >= level``; the smallest to the largest where no k reaches it (n < 6 for 0.95).
-
-    Args:
-        values: at least one.
-        level: 0 < level < 1.
-
-    Returns:
-        median, low, high.
-
-    Raises:
-        Error: no value, or level out of range.
-
-    Source: order statistics of the binomial; Conover, "Practical Nonparametric Statistics", section 3.2.
-    """
-    if not values or not 0 < level < 1:
-        raise Error(f"median: needs a value and 0 < level < 1, got {len(values)} values and level={level}")
-    ordered, n = sorted(values), len(values)
-    k, outside = 1, 1
-    while k < n / 2 and 2 * (outside + math.comb(n, k)) <= (1 - level) * 2**n:
-        outside += math.comb(n, k)
-        k += 1
-    middle = ordered[n // 2] if n % 2 else (ordered[n // 2 - 1] + ordered[n // 2]) / 2
-    return middle, ordered[k - 1], ordered[n - k]
 
 
 def _once(call: Callable[[], object], example: Example) -> float:

@@ -191,6 +191,18 @@ class Engine:
             for name, row in zip(names, self._probabilities(pixels), strict=True)
         ]
 
+    def times(self) -> list[float] | None:
+        """Seconds that each of ``plan.steps`` took in the last run; zeros before the first, None without native code.
+
+        Raises:
+            Error: the engine is closed.
+        """
+        runner = self._runner
+        if runner is None:
+            raise Error(f"{self._name}: must be open, got a call after close()")
+        times = getattr(runner, "times", None)
+        return None if times is None else list(times())
+
     def close(self) -> None:
         """Give memory and threads back; calls after that are errors."""
         self._runner = None

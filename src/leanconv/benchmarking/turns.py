@@ -1,8 +1,9 @@
 """Contenders in processes of their own that stay alive and take turns.
 
 What belongs to a process, such as its allocator or another framework's Python, is then each contender's own, and yet
-they are interleaved: one takes its steps while the others wait for a line of input. Imports the standard library
-alone, since a contender may run in an environment without torch.
+they are interleaved: one takes its steps while the others wait for a line of input. Only the standard library and plain
+modules of leanconv are imported, since a contender may run in an environment without torch and numpy: give it
+this package's parent folder as PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from leanconv.errors import Error
+
+__all__ = ["Answers", "Contender", "in_turns", "ratios", "serve", "status", "summary"]
+
 Answers = dict[str, list[dict[str, Any]]]
+_UNWANTED = ("MALLOC_", "GLIBC_", "OMP_WAIT_POLICY", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_", "KMP_")
 
 
 class Contender:
@@ -29,15 +35,23 @@ class Contender:
         Args:
             name: for messages.
             command: program and arguments.
-            environment: added to that of this process, from which glibc's own variables are taken away first.
+            environment: added to that of this process, from which glibc's own variables, and those that change how
+                threads of OpenMP wait or where they run, are taken away first.
+
+        Raises:
+            Error: it ended before it was ready.
         """
-        env = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+        env = {key: value for key, value in os.environ.items() if not key.startswith(_UNWANTED)}
         self.name = name
         self._process = subprocess.Popen(
             command, env=env | dict(environment or {}), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.pid = self._process.pid
-        self.about = self._answer()
+        try:
+            self.about = self._answer()
+        except BaseException:
+            self.end()
+            raise
 
     def take(self, steps: int) -> dict[str, Any]:
         """Have it do so many steps; what :func:`serve` says about them."""
@@ -47,8 +61,9 @@ class Contender:
         return self._answer()
 
     def end(self) -> None:
+        """Kill it."""
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -56,7 +71,7 @@ class Contender:
             if line.startswith("{"):  # a library may print what it likes
                 answer: dict[str, Any] = json.loads(line)
                 return answer
-        sys.exit(f"{self.name}: ended with code {self._process.wait()}")
+        raise Error(f"{self.name}: its process must answer, got its end with code {self._process.wait()}")
 
 
 def in_turns(contenders: Mapping[str, Contender], rounds: int, steps: Mapping[str, int]) -> Answers:
@@ -80,11 +95,17 @@ def in_turns(contenders: Mapping[str, Contender], rounds: int, steps: Mapping[st
     return answers
 
 
-def serve(step: Callable[[], object], about: Mapping[str, Any], warmup: int = 3) -> None:
+def serve(
+    step: Callable[[], object],
+    about: Mapping[str, Any],
+    warmup: int = 3,
+    more: Callable[[], Mapping[str, Any]] | None = None,
+) -> None:
     """In the contender: warm up, then take steps as told until the input ends.
 
     Answers hold, in lists over the steps, ``wall`` and ``cpu`` seconds; ``faults`` of pages per step; and ``peak`` and
-    ``now``, bytes of this process in memory at most and at present (0 where the system does not tell).
+    ``now``, bytes of this process in memory at most and at present (0 where the system does not tell); and what
+    ``more`` says after the steps.
     """
     import resource
 
@@ -100,7 +121,9 @@ def serve(step: Callable[[], object], about: Mapping[str, Any], warmup: int = 3)
         faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / len(times)
         wall, busy = zip(*times, strict=True)
         memory = {"peak": status("VmHWM"), "now": status("VmRSS")}
-        print(json.dumps({"wall": wall, "cpu": busy, "faults": faults, **memory}), flush=True)
+        print(
+            json.dumps({"wall": wall, "cpu": busy, "faults": faults, **memory, **(more() if more else {})}), flush=True
+        )
 
 
 def _elsewhere(pid: int) -> float:

@@ -1,11 +1,10 @@
 // Products of the runtime: rows of pixels times packed weights, with bias, second input and activation in the epilogue.
 //
 // Weights lie in panels of kPanel output channels of one group, [tap][in channel][kPanel]; a last panel of at most kFloats
-// channels is half as wide. A tile of at most kTall rows stays in registers over kTerms terms of the sum, which runs in
-// the order of memory: how rows and panels are cut, by threads or by the batch, never changes a bit of a result.
+// channels is half as wide. A tile of at most kTall rows stays in registers over the whole sum, which runs in the order of
+// memory: how rows and panels are cut, by threads or by the batch, never changes a bit of a result.
 
 enum {
-  kTerms = 256,              // of a sum before it is put aside: a long one would round more than torch's
   kManyWeights = 192 << 10,  // bytes beyond which weights are read once for many rows, else rows once for all weights
   kHeldMany = 224 << 10,         // bytes of rows that a thread holds for one reading of many weights
   kHeldFew = 48 << 10,       // and of few
@@ -102,47 +101,23 @@ static void tile_product(const Panel& p, const float* x, float* y, const float* 
   }
   const float* b = p.weights;
   const int64_t step = p.step;
-  float before[R][V][kFloats];
-  int64_t summed = 0;
-  bool cut = false;
   for (int64_t tap = 0; tap < p.taps; ++tap) {
     const float *x0 = x + p.offsets[tap], *x1 = x0 + 5 * step, *x2 = x1 + 5 * step;
-    for (int64_t left = p.length; left > 0;) {
-      if (summed == kTerms) {
+    for (int64_t k = p.length; k > 0; --k, b += V * kFloats) {
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += stride;
+      vf w[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) w[v] = load(b + v * kFloats);
 #pragma GCC unroll 16
-        for (int i = 0; i < R; ++i)
+      for (int i = 0; i < R; ++i) {
+        const float* row = i < 5 ? x0 : i < 10 ? x1 : x2;
+        const vf a = held(splat_f(row[i % 5 * step]));
 #pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) {
-            store(before[i][v], cut ? load(before[i][v]) + sum[i][v] : sum[i][v]);
-            sum[i][v] = vf{};
-          }
-        summed = 0;
-        cut = true;
+        for (int v = 0; v < V; ++v) sum[i][v] += a * w[v];
       }
-      int64_t k = least(left, kTerms - summed);
-      left -= k, summed += k;
-      for (; k > 0; --k, b += V * kFloats) {
-        __builtin_prefetch(ahead, 0, 2);
-        ahead += stride;
-        vf w[V];
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) w[v] = load(b + v * kFloats);
-#pragma GCC unroll 16
-        for (int i = 0; i < R; ++i) {
-          const float* row = i < 5 ? x0 : i < 10 ? x1 : x2;
-          const vf a = held(splat_f(row[i % 5 * step]));
-#pragma GCC unroll 2
-          for (int v = 0; v < V; ++v) sum[i][v] += a * w[v];
-        }
-        ++x0, ++x1, ++x2;
-      }
+      ++x0, ++x1, ++x2;
     }
-  }
-  if (cut) {
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sum[i][v] += load(before[i][v]);
   }
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {

@@ -1,10 +1,11 @@
 // Products of the runtime: rows of pixels times packed weights, with bias, second input and activation in the epilogue.
 //
 // Weights lie in panels of kPanel output channels of one group, [tap][in channel][kPanel]; a last panel of at most kFloats
-// channels is half as wide. A tile of at most kTall rows stays in registers over the whole sum, which runs in the order of
-// memory: how rows and panels are cut, by threads or by the batch, never changes a bit of a result.
+// channels is half as wide. A tile of at most kTall rows stays in registers over about kTerms terms of the sum, which
+// runs in the order of memory: how rows and panels are cut, by threads or by the batch, never changes a bit of a result.
 
 enum {
+  kTerms = 256,              // of a sum before it is put aside: a long one would round more than torch's
   kManyWeights = 192 << 10,  // bytes beyond which weights are read once for many rows, else rows once for all weights
   kHeldMany = 224 << 10,         // bytes of rows that a thread holds for one reading of many weights
   kHeldFew = 48 << 10,       // and of few
@@ -90,34 +91,58 @@ struct Panel {
   float low, high;
 };
 
+// `before` is read from the second turn on, which the compiler does not see.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 template <int R, int V>
 static void tile_product(const Panel& p, const float* x, float* y, const float* second, const char* ahead, int64_t stride) {
   vf sum[R][V];
+  float before[R][V][kFloats], none[V * kFloats];
+  const float *b = p.weights, *start = p.bias;
+  const int64_t step = p.step, together = p.length < kTerms ? kTerms / p.length : 1;
+  for (int64_t first = 0, from = 0;;) {
 #pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) {
-    const vf bias = load(p.bias + v * kFloats);
+    for (int v = 0; v < V; ++v) {
+      const vf s = load(start + v * kFloats);
 #pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) sum[i][v] = bias;
-  }
-  const float* b = p.weights;
-  const int64_t step = p.step;
-  for (int64_t tap = 0; tap < p.taps; ++tap) {
-    const float *x0 = x + p.offsets[tap], *x1 = x0 + 5 * step, *x2 = x1 + 5 * step;
-    for (int64_t k = p.length; k > 0; --k, b += V * kFloats) {
-      __builtin_prefetch(ahead, 0, 2);
-      ahead += stride;
-      vf w[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) w[v] = load(b + v * kFloats);
-#pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) {
-        const float* row = i < 5 ? x0 : i < 10 ? x1 : x2;
-        const vf a = held(splat_f(row[i % 5 * step]));
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[i][v] += a * w[v];
-      }
-      ++x0, ++x1, ++x2;
+      for (int i = 0; i < R; ++i) sum[i][v] = s;
     }
+    const int64_t end = least(p.taps, first + together), some = least(kTerms, p.length - from);
+    for (int64_t tap = first; tap < end; ++tap) {
+      const float *x0 = x + p.offsets[tap] + from, *x1 = x0 + 5 * step, *x2 = x1 + 5 * step;
+      for (int64_t k = some; k > 0; --k, b += V * kFloats) {
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += stride;
+        vf w[V];
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) w[v] = load(b + v * kFloats);
+#pragma GCC unroll 16
+        for (int i = 0; i < R; ++i) {
+          const float* row = i < 5 ? x0 : i < 10 ? x1 : x2;
+          const vf a = held(splat_f(row[i % 5 * step]));
+#pragma GCC unroll 2
+          for (int v = 0; v < V; ++v) sum[i][v] += a * w[v];
+        }
+        ++x0, ++x1, ++x2;
+      }
+    }
+    const bool all = from + some == p.length, again = start == none;
+    if (again) {
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v) sum[i][v] += load(before[i][v]);
+    }
+    if (all && end == p.taps) break;
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) store(before[i][v], sum[i][v]);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) store(none + v * kFloats, vf{});
+    start = none;
+    first = all ? end : first;
+    from = all ? 0 : from + some;
   }
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) {
@@ -138,6 +163,8 @@ static void tile_product(const Panel& p, const float* x, float* y, const float* 
     }
   }
 }
+
+#pragma GCC diagnostic pop
 
 template <int V>
 LC_INLINE void tile_of_rows(int rows, const Panel& p, const float* x, float* y, const float* second, const char* ahead,

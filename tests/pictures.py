@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from leanconv import recipe
+from leanconv import recipe, training
 from leanconv.recipe import Recipe
 
 CLASSES = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
@@ -41,3 +42,12 @@ def quick(name: str = "default", **flags: Any) -> Recipe:
     """A recipe that trains in a second: two epochs, one thread, a narrow network."""
     small = {"epochs": 2, "batch": 8, "threads": 1, "model.options.width": 8}
     return recipe.override(recipe.load(name), **{**small, **flags})
+
+
+def trained(root: Path, settings: Recipe) -> Path:
+    """root/pics, generated, and root/runs/a, trained on them."""
+    flat(root / "pics")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        training.run.run("pics", settings, training.Job("a"))
+    return root

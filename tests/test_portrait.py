@@ -19,7 +19,7 @@ from leanconv.cli import main
 from leanconv.errors import Error
 from leanconv.portrait import dense, gather
 from leanconv.report.run_page import answer
-from pictures import CLASSES, flat, quick
+from pictures import CLASSES, quick, trained
 
 Capture = pytest.CaptureFixture[str]
 
@@ -27,15 +27,11 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("portrait")
-    flat(root / "pics")
     settings = recipe.override(
         quick(epochs=3), **{"techniques.dropout": {"p": 0.5}, "techniques.l2": {"strength": 0.01}}
     )
     (root / "quick.yaml").write_text(recipe.dump(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        training.run.run("pics", settings, training.Job("a"))
-    return root
+    return trained(root, settings)
 
 
 @pytest.fixture(autouse=True)

@@ -12,20 +12,15 @@ import torch
 from leanconv import recipe, runtime, training
 from leanconv.cli import main
 from leanconv.graph import evaluating
-from pictures import flat, quick
+from pictures import quick, trained
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("exporting")
-    flat(root / "pics")
     whole = recipe.override(quick(), **{"techniques.separable": True})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        training.run.run("pics", whole, training.Job("a"))
-    return root
+    return trained(tmp_path_factory.mktemp("exporting"), whole)
 
 
 @pytest.fixture(autouse=True)

@@ -13,20 +13,15 @@ from torch import nn
 from leanconv import recipe, training
 from leanconv.cli import main
 from leanconv.techniques.separable import SeparableConv2d
-from pictures import flat, quick
+from pictures import quick, trained
 
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("rewriting")
-    flat(root / "pics")
     whole = recipe.override(quick(), **{"techniques.separable": False})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        training.run.run("pics", whole, training.Job("a"))
-    return root
+    return trained(tmp_path_factory.mktemp("rewriting"), whole)
 
 
 @pytest.fixture(autouse=True)

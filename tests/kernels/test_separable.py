@@ -336,13 +336,13 @@ def network(own: bool) -> nn.Sequential:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """One entry for each block that runs as one operation."""
     found: list[bool] = []
-    whole = kernels._run_forward
+    whole = kernels.run_forward
 
     def told(x: Tensor, lean: bool, specs: list[Any], *rest: Any) -> Any:
         found.extend(True for _ in specs)
         return whole(x, lean, specs, *rest)
 
-    monkeypatch.setattr(kernels, "_run_forward", told)
+    monkeypatch.setattr(kernels, "run_forward", told)
     return found
 
 

@@ -16,24 +16,19 @@ Kontschieder 2018, arXiv 1712.02616 (activations recomputed).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from leanconv import _native
 from leanconv.errors import Error
-from leanconv.kernels import arena
 from leanconv.kernels import depthwise as depthwise_kernels
 from leanconv.kernels.choice import decide
 from leanconv.kernels.depthwise import Padding, Pair, depthwise_conv2d, depthwise_reference
 from leanconv.kernels.norm import ACTIVATIONS, Norm, norm_act, norm_act_reference
-from leanconv.kernels.norm import apply as norm_apply
-from leanconv.kernels.norm import statistics as norm_statistics
 from leanconv.kernels.ops import eager, register, register_autograd
-from leanconv.kernels.threads import parallel_for
+from leanconv.kernels.stages import FLAT, NO_LEAD, Grads, Kept, Spec, run_backward, run_forward
 
 __all__ = ["BlockInputs", "Norm", "runs_fused", "separable_block", "separable_chain", "separable_reference"]
 
@@ -107,7 +102,7 @@ def separable_block(
     sizes = depthwise_kernels.geometry(x.shape, depthwise, stride, padding, dilation)
     flat = (depthwise, pointwise, *_flat(between, x.dtype), *_flat(after, x.dtype), *sizes, keep, float(scale))
     if seen:
-        y, *moments = _chained(x, lean, (*_NO_LEAD, *flat))
+        y, *moments = _chained(x, lean, (*NO_LEAD, *flat))
     else:  # the operation makes its own choice
         y, _, _, *moments = torch.ops.leanconv.separable_block(x, *flat, bool(lean))
     return y, (moments[0], moments[2]), (moments[3], moments[5])
@@ -139,7 +134,7 @@ def separable_chain(
         flat += [block.depthwise, block.pointwise, *_flat(block.between, x.dtype), *_flat(block.after, x.dtype)]
         flat += [*sizes, None, 1.0]
         shape = _out_shape(shape, block.depthwise, block.pointwise, sizes)
-    first = _NO_LEAD if lead is None else _flat(lead, x.dtype)
+    first = NO_LEAD if lead is None else _flat(lead, x.dtype)
     y, *moments = _chained(x, lean, (*first, *flat))
     return y, [(moments[i], moments[i + 2]) for i in range(0, len(moments), 3)]
 
@@ -240,194 +235,23 @@ def _layers(
     return y, (first[0], first[1]), (second[0], second[1])
 
 
-class _Spec(NamedTuple):
-    """A block as plain arguments of an operation; the norms as :func:`_flat` gives them."""
-
-    depthwise: Tensor
-    pointwise: Tensor
-    between: tuple[Any, ...]
-    after: tuple[Any, ...]
-    geometry: tuple[Any, ...]
-    keep: Tensor | None
-    scale: float
-
-    @classmethod
-    def of(cls, flat: Sequence[Any]) -> Self:
-        return cls(flat[0], flat[1], tuple(flat[2:8]), tuple(flat[8:14]), tuple(flat[14:17]), flat[17], flat[18])
-
-
-_FLAT = 19
-"""Arguments of a block."""
-_NO_LEAD = (None, None, None, None, 0.0, -1)
-"""In the place of a norm before the first block."""
-
-
-# --- native code
-
-
-class _Kept(NamedTuple):
-    """What a block leaves for its backward pass; ``d`` is empty in the lean mode."""
-
-    d: Tensor
-    p: Tensor
-    first: tuple[Tensor, ...]
-    second: tuple[Tensor, ...]
-
-
-def _fields(norm: tuple[Any, ...], moments: tuple[Tensor, ...], *grads: Tensor) -> dict[str, Any]:
-    """Of ``lc_norm``: the vectors must live until the call is over."""
-    weight, bias, mean, _, eps, act = norm
-    names = ("mean", "rest", "var", "dgamma", "dbeta")
-    at = {name: t.data_ptr() for name, t in zip(names, (*moments, *grads), strict=False)}
-    at |= {name: t.data_ptr() for name, t in (("gamma", weight), ("beta", bias)) if t is not None}
-    return at | {"act": act, "eps": eps, "given": int(mean is not None)}
-
-
-@lru_cache(maxsize=1024)
-def _scratch(isa: str, kind: str, sizes: tuple[int, ...], backward: bool, threads: int) -> int:
-    library = _native.load()
-    assert library is not None
-    return library.scratch(getattr(library, kind)(sizes, {}, threads=threads, isa=isa), backward)
-
-
-def _stage(kind: str, backward: bool, sizes: tuple[int, ...], tensors: dict[str, Tensor], **settings: Any) -> None:
-    """One convolution between two norms: ``pointwise`` or ``channelwise``."""
-    library = _native.load()
-    assert library is not None  # the choice said so
-    threads = min(torch.get_num_threads(), 64)
-    size = _scratch(library.isa, kind, sizes, backward, threads)
-    scratch = arena.empty((size + 64,), torch.uint8)
-    at = {name: t.data_ptr() for name, t in tensors.items()}
-    call = getattr(library, kind)(sizes, at, threads=threads, parallel_for=parallel_for(), **settings)
-    call.scratch, call.scratch_size = (scratch.data_ptr() + 63) // 64 * 64, size
-    library.run(call, backward)
-
-
-def _depthwise_stage(
-    backward: bool,
-    x: Tensor,
-    d: Tensor,
-    spec: _Spec,
-    before: Any,
-    measured: int,
-    after: Any,
-    raw: bool = True,
-    **tensors: Tensor,
-) -> None:
-    stride, padding, dilation = spec.geometry
-    sizes = (int(x.dtype == torch.bfloat16), x.shape[0], x.shape[2], x.shape[3], x.shape[1], 1, *d.shape[2:])
-    sizes += (*spec.depthwise.shape[2:], *stride, padding[0], padding[2], *dilation)
-    weight = spec.depthwise.float().contiguous()
-    read = {"x": x, "y": d, "weight": weight} | tensors
-    _stage("channelwise", backward, sizes, read, before=before, after=after, measured=measured, raw=raw)
-
-
-def _pointwise_stage(
-    backward: bool, d: Tensor, p: Tensor, spec: _Spec, before: Any, measured: int, after: Any, **tensors: Tensor
-) -> None:
-    sizes = (d.numel() // d.shape[1], d.shape[1], p.shape[1])
-    read = {"x": d, "y": p, "weight": spec.pointwise.float().contiguous()} | tensors
-    if spec.keep is not None:
-        read["keep"] = spec.keep.expand(d.shape).contiguous(memory_format=torch.channels_last)
-    _stage(
-        "pointwise", backward, sizes, read, before=before, after=after, measured=measured, raw=True,
-        dtype=int(d.dtype == torch.bfloat16), scale=spec.scale,
-    )  # fmt: skip
-
-
-def _moments(norm: tuple[Any, ...], channels: int) -> tuple[Tensor, ...]:
-    """Mean, what rounding left of it, variance: the given ones, or room for the batch's."""
-    if norm[2] is not None:
-        return norm[2].clone(), torch.zeros(channels), norm[3].clone()
-    return tuple(torch.empty(channels) for _ in range(3))
-
-
-def _filtered(x: Tensor, spec: _Spec, before: Any, after: Any = None) -> Tensor:
-    """The depthwise output, with its statistics where ``after`` says where to put them."""
-    height, width = depthwise_kernels.out_size(x.shape, spec.depthwise.shape, *spec.geometry)
-    d = arena.empty((x.shape[0], x.shape[1], height, width), x.dtype)
-    _depthwise_stage(False, x, d, spec, before, int(after is not None), after)
-    return d
-
-
-def _run_forward(
-    x: Tensor, lean: bool, specs: list[_Spec], lead: tuple[Any, ...] = _NO_LEAD
-) -> tuple[Tensor, list[_Kept], tuple[Tensor, ...]]:
-    """y, what each block leaves, and the moments of the norm before the first."""
-    source, before, kept = depthwise_kernels.in_last(x), None, []
-    leading: tuple[Tensor, ...] = ()
-    if lead[5] >= 0:
-        leading = norm_statistics(source) if lead[2] is None else _moments(lead, source.shape[1])
-        before = _fields(lead, leading)
-    for spec in specs:
-        first = _moments(spec.between, spec.depthwise.shape[0])
-        second = _moments(spec.after, spec.pointwise.shape[0])
-        between, after = _fields(spec.between, first), _fields(spec.after, second)
-        d = _filtered(source, spec, before, between if spec.between[2] is None else None)
-        p = arena.empty((d.shape[0], spec.pointwise.shape[0], *d.shape[2:]), d.dtype)
-        _pointwise_stage(False, d, p, spec, between, int(spec.after[2] is None), after)
-        kept.append(_Kept(d.new_empty(0) if lean else d, p, first, second))
-        source, before = p, after
-    weight, bias, _, _, eps, act = specs[-1].after
-    return norm_apply(source, weight, bias, kept[-1].second, eps, act), kept, leading  # type: ignore[arg-type]
-
-
-Grads = list[Tensor | None]
-
-
-def _run_backward(
-    dy: Tensor,
-    x: Tensor,
-    specs: list[_Spec],
-    kept: list[_Kept],
-    lead: tuple[Any, ...] = _NO_LEAD,
-    leading: tuple[Tensor, ...] = (),
-) -> tuple[Tensor, list[Grads]]:
-    """The gradient of x; per block those of both weights, gamma and beta between, gamma and beta after; of the lead."""
-    norms = [(lead, leading), *((s.after, k.second) for s, k in zip(specs, kept, strict=True))]
-    found: list[Grads] = []
-    grad = depthwise_kernels.in_last(dy.to(x.dtype))
-    del dy
-    sources = [depthwise_kernels.in_last(x), *(k.p for k in kept[:-1])]
-    outer = [torch.empty(specs[-1].pointwise.shape[0]) for _ in range(2)]  # of gamma and beta after the block
-    for i in range(len(specs) - 1, -1, -1):
-        spec, (d, p, first, second) = specs[i], kept[i]
-        inner = [torch.empty(spec.depthwise.shape[0]) for _ in range(2)]
-        nearer = [torch.empty(sources[i].shape[1]) for _ in range(2)] if norms[i][1] else []
-        before = _fields(*norms[i], *nearer) if norms[i][1] else None
-        between, after = _fields(spec.between, first, *inner), _fields(spec.after, second, *outer)
-        if not d.numel():
-            d = _filtered(sources[i], spec, before)
-        dd, dpointwise = arena.empty_like(d), torch.empty(spec.pointwise.shape)
-        last = i == len(specs) - 1
-        _pointwise_stage(True, d, p, spec, between, 1 if last else 2, after, dy=grad, dx=dd, dweight=dpointwise)
-        grad = dd  # lets go of what is as large as what comes next
-        dx, ddepthwise = arena.empty_like(sources[i]), torch.empty(spec.depthwise.shape)
-        read = {"dy": grad, "dx": dx, "dweight": ddepthwise}
-        _depthwise_stage(True, sources[i], d, spec, before, 2, between, raw=i > 0, **read)
-        weights = (ddepthwise.to(spec.depthwise.dtype), dpointwise.to(spec.pointwise.dtype))
-        found.append([*weights, *inner, *outer])
-        grad, outer = dx, nearer
-    return grad, [*found[::-1], list(outer)]
-
-
 # --- torch's operations
 
 
-def _plain(x: Tensor, lean: bool, spec: _Spec) -> tuple[Tensor, _Kept]:
+def _plain(x: Tensor, lean: bool, spec: Spec) -> tuple[Tensor, Kept]:
     d = depthwise_kernels.forward(x, spec.depthwise.to(x.dtype), None, *spec.geometry)
     a, *first = norm_act_reference(d, *_norm(spec.between))
     a = a if spec.keep is None else a * spec.keep * spec.scale
     p = depthwise_kernels.in_last(F.conv2d(a, spec.pointwise.to(a.dtype)))
     y, *second = norm_act_reference(p, *_norm(spec.after))
     moments = [(mean.clone(), torch.zeros_like(mean), var.clone()) for mean, var in (first, second)]
-    return depthwise_kernels.in_last(y), _Kept(d.new_empty(0) if lean else d, p, moments[0], moments[1])
+    return depthwise_kernels.in_last(y), Kept(d.new_empty(0) if lean else d, p, moments[0], moments[1])
 
 
 def _gradients(
-    dy: Tensor, x: Tensor, specs: list[_Spec], again: bool, lead: tuple[Any, ...] = _NO_LEAD
+    dy: Tensor, x: Tensor, specs: list[Spec], again: bool, lead: tuple[Any, ...] = NO_LEAD
 ) -> tuple[Tensor, list[Grads]]:
-    """As :func:`_run_backward`, through the layers one by one, differentiable where that is asked for (``again``)."""
+    """As :func:`run_backward`, through the layers one by one, differentiable where that is asked for (``again``)."""
     sources = [x, *(t for s in specs for t in (s.depthwise, s.pointwise, *s.between[:2], *s.after[:2])), *lead[:2]]
     with torch.enable_grad():
         wide = [None if t is None else t if again and t.requires_grad else t.detach().requires_grad_() for t in sources]
@@ -463,12 +287,12 @@ def _chained(x: Tensor, lean: bool, flat: tuple[Any, ...]) -> tuple[Tensor, ...]
     """y, three vectors of a norm before the blocks, and six per block."""
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *flat)):
         return _Chain.apply(x, lean, *flat)  # type: ignore[no-any-return, no-untyped-call]
-    y, kept, leading = _run_forward(x, lean, _specs(flat[6:]), flat[:6])
+    y, kept, leading = run_forward(x, lean, _specs(flat[6:]), flat[:6])
     return y, *leading, *(t for k in kept for t in (*k.first, *k.second))
 
 
-def _specs(flat: Sequence[Any]) -> list[_Spec]:
-    return [_Spec.of(flat[i : i + _FLAT]) for i in range(0, len(flat), _FLAT)]
+def _specs(flat: Sequence[Any]) -> list[Spec]:
+    return [Spec.of(flat[i : i + FLAT]) for i in range(0, len(flat), FLAT)]
 
 
 class _Chain(torch.autograd.Function):
@@ -476,7 +300,7 @@ class _Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lean: bool, *flat: Any) -> tuple[Tensor, ...]:
-        y, kept, leading = _run_forward(x, lean, _specs(flat[6:]), flat[:6])
+        y, kept, leading = run_forward(x, lean, _specs(flat[6:]), flat[:6])
         moments = [*leading, *(t for k in kept for t in (*k.first, *k.second))]
         ctx.mark_non_differentiable(*moments)
         ctx.set_materialize_grads(False)
@@ -491,7 +315,7 @@ class _Chain(torch.autograd.Function):
         if dy is None:
             return (None,) * (2 + len(ctx.rest))
         x, *saved = ctx.saved_tensors
-        count, led = (len(ctx.rest) - 6) // _FLAT, 3 * (ctx.rest[5] >= 0)
+        count, led = (len(ctx.rest) - 6) // FLAT, 3 * (ctx.rest[5] >= 0)
         tensors = iter(saved[8 * count + led :])
         flat = [next(tensors) if t else rest for t, rest in zip(ctx.tensors, ctx.rest, strict=True)]
         specs, lead = _specs(flat[6:]), tuple(flat[:6])
@@ -500,26 +324,26 @@ class _Chain(torch.autograd.Function):
         else:
             maps, vectors = saved[: 2 * count], saved[2 * count : 8 * count + led]
             parts = (vectors[i : i + 6] for i in range(led, len(vectors), 6))
-            kept = [_Kept(maps[2 * i], maps[2 * i + 1], tuple(v[:3]), tuple(v[3:])) for i, v in enumerate(parts)]
-            dx, found = _run_backward(dy, x, specs, kept, lead, tuple(vectors[:led]))
+            kept = [Kept(maps[2 * i], maps[2 * i + 1], tuple(v[:3]), tuple(v[3:])) for i, v in enumerate(parts)]
+            dx, found = run_backward(dy, x, specs, kept, lead, tuple(vectors[:led]))
         first = [*(found[-1] or (None, None)), None, None, None, None]
         grads = [dx, None, *first, *(g for block in found[:-1] for g in _arguments(block))]
         return tuple(g if need else None for g, need in zip(grads, ctx.needs_input_grad, strict=True))
 
 
 def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    spec, lean = _Spec.of(rest), rest[_FLAT]
+    spec, lean = Spec.of(rest), rest[FLAT]
     if runs_fused(x, spec.depthwise, spec.pointwise):
-        y, (kept,), _ = _run_forward(x, lean, [spec])
+        y, (kept,), _ = run_forward(x, lean, [spec])
     else:
         y, kept = _plain(x, lean, spec)
     return y, kept.d, kept.p, *kept.first, *kept.second
 
 
 def _backward(dy: Tensor, d: Tensor, p: Tensor, moments: list[Tensor], x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    spec = _Spec.of(rest)
+    spec = Spec.of(rest)
     if runs_fused(x, spec.depthwise, spec.pointwise):
-        dx, (found, _) = _run_backward(dy, x, [spec], [_Kept(d, p, tuple(moments[:3]), tuple(moments[3:]))])
+        dx, (found, _) = run_backward(dy, x, [spec], [Kept(d, p, tuple(moments[:3]), tuple(moments[3:]))])
     else:
         dx, (found, _) = _gradients(dy, x, [spec], again=False)
     blank = [spec.depthwise, spec.pointwise, *moments[:2], *moments[3:5]]
@@ -529,14 +353,14 @@ def _backward(dy: Tensor, d: Tensor, p: Tensor, moments: list[Tensor], x: Tensor
 
 
 def _fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    spec = _Spec.of(rest)
+    spec = Spec.of(rest)
     d = depthwise_kernels.fake_forward(x, spec.depthwise, None, *spec.geometry)
     p = torch.empty_like(
         d.new_empty((d.shape[0], spec.pointwise.shape[0], *d.shape[2:])), memory_format=torch.channels_last
     )
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     vectors = (x.new_empty(n, dtype=wide) for n in (d.shape[1],) * 3 + (p.shape[1],) * 3)
-    return torch.empty_like(p), d.new_empty(0) if rest[_FLAT] else d, p, *vectors
+    return torch.empty_like(p), d.new_empty(0) if rest[FLAT] else d, p, *vectors
 
 
 def _fake_backward(dy: Tensor, d: Tensor, p: Tensor, moments: Any, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -560,7 +384,7 @@ def _differentiate(ctx: Any, dy: Tensor | None, *_: Any) -> Any:
     tensors = iter(ctx.saved_tensors[8:])
     inputs = [next(tensors) if t else rest for t, rest in zip(ctx.tensors, ctx.rest, strict=True)]
     if torch.is_grad_enabled():  # the gradient is to be differentiated again
-        dx, blocks = _gradients(dy, inputs[0], [_Spec.of(inputs[1:])], again=True)
+        dx, blocks = _gradients(dy, inputs[0], [Spec.of(inputs[1:])], again=True)
         found = blocks[0]
     else:
         dx, *found = torch.ops.leanconv.separable_block_backward(dy, d, p, moments, *inputs)

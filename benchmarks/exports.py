@@ -5,7 +5,7 @@
 
 The networks are those of benchmarks/zoo.py, with its drawn statistics; the outputs are those of the file, read back and
 run by leanconv.runtime, against torch in float64 on six images at most. *Exact* is an error of at most twice torch's in
-float32 and 4 eps, *loose* one of at most 1e-4 of the largest output or four times torch's, *missing* a network with
+float32 and 4 eps, *loose* one of at most 1e-5 of the largest output or four times torch's, *missing* a network with
 operations that no .lean file has, *refused* anything else that is one sentence.
 """
 

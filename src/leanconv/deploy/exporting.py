@@ -46,7 +46,7 @@ def export(
     before, depthwise and pointwise convolutions in a row are one block, every value has its place in memory. ``onnx``
     is for everything else, with any number of inputs in a batch. The file is read back, run on noise, on the example
     and on images of the run, and compared with torch in float64: its error may be twice torch's own in float32 plus
-    4 eps. Where it is more, at most 1e-4 of the largest output or four times torch's own are let through, and
+    4 eps. Where it is more, at most 1e-5 of the largest output or four times torch's own are let through, and
     ``difference`` says so.
 
     Example:

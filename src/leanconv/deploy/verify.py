@@ -16,7 +16,7 @@ from leanconv.graph import evaluating
 
 __all__ = ["LOOSE", "Difference", "compare", "probes"]
 
-LOOSE = 1e-4
+LOOSE = 1e-5
 """Where the rule does not hold, so much of the largest output is let through, or four times torch's own error."""
 
 NOISE = 4

@@ -180,8 +180,12 @@ def norm_act_reference(
     spread = [1, -1] + [1] * (x.dim() - 2)
     if mean is None or var is None:
         mean = z.mean(over)
-        var = (z - mean.view(spread)).square().mean(over)
-    z = (z - mean.to(z.dtype).view(spread)) * (var.to(z.dtype) + eps).rsqrt().view(spread)
+        z = z - mean.view(spread)
+        z = z - z.mean(over).view(spread)  # what rounding left of the mean: few values, close together, would show it
+        var = z.square().mean(over)
+    else:
+        z = z - mean.to(z.dtype).view(spread)
+    z = z * (var.to(z.dtype) + eps).rsqrt().view(spread)
     z = z if weight is None else z * weight.to(z.dtype).view(spread)
     z = z if bias is None else z + bias.to(z.dtype).view(spread)
     return _FUNCTIONS[ACTIVATIONS.index(act)](z).to(x.dtype), mean.detach(), var.detach()

@@ -1,7 +1,8 @@
 """What a ``.lean`` file says: the values of a network, the steps that make them, and where in memory they stand.
 
-Plain dataclasses. All values are float32 maps of one image, (height, width, channels), channels last; a vector of C
-numbers is (1, 1, C). A batch of N images has N such maps one after another.
+Plain dataclasses. Values are maps of one image, (height, width, channels), channels last; a vector of C numbers is
+(1, 1, C). A batch of N images has N such maps one after another. Their numbers are float32, or where a value has a
+:class:`Quant` unsigned bytes.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["ACTIVATIONS", "OPS", "Picture", "Plan", "Step", "Value", "Window"]
+__all__ = ["ACTIVATIONS", "BOUNDED", "OPS", "Picture", "Plan", "Quant", "Step", "Value", "Window", "roles"]
 
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu", "sigmoid", "hardsigmoid")
 """What a step can do to its result; the place in this tuple is the number that native code knows it by."""
+
+BOUNDED = ("none", "relu", "relu6")
+"""Activations that only bound a number."""
 
 OPS: Mapping[str, tuple[str, ...]] = {
     "conv": ("weight", "bias"),
@@ -28,6 +32,8 @@ OPS: Mapping[str, tuple[str, ...]] = {
     "activation": (),
     "softmax": (),
     "block": (),
+    "quantize": (),
+    "dequantize": (),
 }
 """Operation -> the tensors that it has. In all of them y passes ``act`` at the end.
 
@@ -46,7 +52,21 @@ softmax: over channels, ``act`` is none.
 block: ``parts``, each of which reads what the one before made and nothing else (but the last, whose second input may be
     any value); what lies between them is never in memory as a whole. Parts are conv (1x1, groups 1, stride 1) and
     depthwise: depthwise, conv; or conv, depthwise, conv.
+quantize, dequantize: from float32 to bytes, and back.
+
+A conv, depthwise or linear whose first input is of bytes has a third tensor, ``scale`` (out), its ``weight`` is int8
+and its ``bias`` int32; :mod:`leanconv.runtime.integers` says what it computes.
 """
+
+
+def roles(op: str, quantized: bool) -> tuple[str, ...]:
+    """The tensors of an operation, in :data:`OPS`' words.
+
+    Args:
+        op: one of :data:`OPS`.
+        quantized: whether its first input is of bytes.
+    """
+    return (*OPS[op], "scale") if quantized and op in ("conv", "depthwise", "linear") else OPS[op]
 
 
 @dataclass(frozen=True)
@@ -94,6 +114,19 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Quant:
+    """What an unsigned byte q stands for: scale (q - zero).
+
+    Attributes:
+        scale: above 0.
+        zero: 0 to 255, the byte of 0.
+    """
+
+    scale: float
+    zero: int
+
+
+@dataclass(frozen=True)
 class Value:
     """A map of one image.
 
@@ -101,10 +134,18 @@ class Value:
         shape: (height, width, channels).
         offset: where it stands in the arena of a batch of N images: ``N * offset`` floats from the start, a multiple of
             16. None: the network's input and output, which lie in the caller's memory, and what a block has inside.
+        quant: None: float32. The network's input and output are.
     """
 
     shape: tuple[int, int, int]
     offset: int | None = None
+    quant: Quant | None = None
+
+    @property
+    def floats(self) -> int:
+        """The memory of one image's map, in units of four bytes."""
+        count = self.shape[0] * self.shape[1] * self.shape[2]
+        return count if self.quant is None else -(-count // 4)
 
 
 @dataclass(frozen=True)

@@ -153,40 +153,37 @@ LC_INLINE void store_some(uint8_t* to, Ints<N> v, int64_t count) {  // count <= 
   __builtin_memcpy(to, all, (size_t)count);
 }
 
-// How sums become results. Bounded: y's bytes come from sums times factors to units of y. Else sums times factors are real.
-struct Result {
-  int32_t act, bytes, bounded;  // bounded implies bytes
-  int32_t zero, low, high;      // of y as bytes; where it is not bounded low and high are 0 and 255
-  float least, greatest;        // act as bounds of real numbers, infinite where it is none
-  float inverse;                // 1 / scale of y
-  int32_t second_zero;          // second operand, where there is one and it is bytes
-  float second_factor;
+// What bytes of y are bounded by. A copy for registers: bytes that are written might be the layer's own, for all the compiler
+// knows.
+template <int N>
+struct Limits {
+  Ints<N> zero, low, high;
 };
-
-// (bytes of float t in units of y) + zero, bounded; of four vectors, in the order in which packing leaves them.
 template <int N>
-LC_INLINE Ints<N> to_bytes(const Result& r, Floats<N> a, Floats<N> b, Floats<N> c, Floats<N> d) {
-  const Ints<N> zero = splat_word<N>(r.zero);
-  const Ints<N> low = add_words(words(nearest(a), nearest(b)), zero), high = add_words(words(nearest(c), nearest(d)), zero);
-  return lesser_bytes(greater_bytes(bytes(low, high), splat_byte<N>(r.low)), splat_byte<N>(r.high));
-}
-// Likewise of real numbers.
-template <int N>
-LC_INLINE Floats<N> to_units(const Result& r, Floats<N> v) {
-  const Floats<N> far = Floats<N>{} + 512.0f;
-  return below(above(v * r.inverse, -far), far);
+LC_INLINE Limits<N> limits_of(const lc_layer& l) {
+  return {splat_word<N>(l.y_zero), splat_byte<N>(l.low_byte), splat_byte<N>(l.high_byte)};
 }
 
+// Bytes of four vectors of numbers in units of y, in the order in which packing leaves them. Plain: y's zero is 0 and its
+// bounds are those of a byte.
+template <bool Plain, int N>
+LC_INLINE Ints<N> to_bytes(const Limits<N>& to, Floats<N> a, Floats<N> b, Floats<N> c, Floats<N> d) {
+  const Ints<N> low = words(nearest(a), nearest(b)), high = words(nearest(c), nearest(d));
+  if constexpr (Plain) return bytes(low, high);
+  return lesser_bytes(greater_bytes(bytes(add_words(low, to.zero), add_words(high, to.zero)), to.low), to.high);
+}
+LC_INLINE bool is_plain(const lc_layer& l) { return l.y_zero == 0 && l.low_byte == 0 && l.high_byte == 255; }
+
 template <int N>
-LC_INLINE Floats<N> with_second(const Result& r, Floats<N> t, const uint8_t* second) {
-  return t + floats<N>(widened<N>(second) - r.second_zero) * r.second_factor;
+LC_INLINE Floats<N> from_zero(const uint8_t* p, int32_t zero) {
+  return floats<N>(widened<N>(p) - zero);
 }
 
-// Bounded bytes of V vectors of sums in order, V = 1, 2 or 4; `count` columns of them, all if that is more. `second`, bytes
-// beside y's, may be null.
+// V vectors of sums in order, V = 1, 2 or 4, as bounded bytes: `count` columns of them, all if that is more. `second`, bytes
+// beside those of y, may be null.
 template <int V, int N>
-LC_INLINE void write_bounded(const Result& r, const Ints<N>* sum, const float* factors, const uint8_t* second, uint8_t* y,
-                             int64_t count) {
+LC_INLINE void write_bounded(const lc_layer& l, const Limits<N>& to, const Ints<N>* sum, const float* factors,
+                             const uint8_t* second, uint8_t* y, int64_t count) {
   constexpr int lanes = N / 4;
   Floats<N> t[V];
 #pragma GCC unroll 4
@@ -199,47 +196,48 @@ LC_INLINE void write_bounded(const Result& r, const Ints<N>* sum, const float* f
       second = some;
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) t[v] = with_second<N>(r, t[v], second + v * lanes);
+    for (int v = 0; v < V; ++v) t[v] = t[v] + from_zero<N>(second + v * lanes, l.second_zero) * l.second_factor;
   }
-  const Ints<N> all = in_order(to_bytes<N>(r, t[0], t[V > 1 ? 1 : 0], t[V > 2 ? 2 : 0], t[V > 2 ? 3 : V > 1 ? 1 : 0]));
-  store_some<N>(y, all, count < V * lanes ? count : V * lanes);
+  const Ints<N> all = to_bytes<false, N>(to, t[0], t[V > 1 ? 1 : 0], t[V > 2 ? 2 : 0], t[V > 2 ? 3 : V > 1 ? 1 : 0]);
+  store_some<N>(y, in_order(all), count < V * lanes ? count : V * lanes);
 }
 
-// Real results of sums of any number of columns that lie in memory, as bytes or as floats: activations that are no bounds,
-// and layers whose result is float. `second` is null or as y is.
-LC_INLINE vf real_second(const Result& r, vf t, const void* second, int64_t at, int64_t count) {
-  if (!second) return t;
-  if (!r.bytes) return t + (count == kFloats ? load((const float*)second + at) : load_part((const float*)second + at, count));
-  uint8_t some[LC_BYTES] = {};
-  __builtin_memcpy(some, (const uint8_t*)second + at, (size_t)count);
-  return with_second<LC_BYTES>(r, t, some);
-}
-LC_INLINE vf activated_real(const Result& r, vf t) {
-  switch (r.act) {
+// --- real numbers: activations that are no bounds, and maps that are float --------------------------------------------
+
+LC_INLINE vf activated_real(const lc_layer& l, vf t) {
+  switch (l.act) {
     case kHardswish: return finished<kHardswish>(t);
     case kSilu: return finished<kSilu>(t);
     case kSigmoid: return finished<kSigmoid>(t);
     case kHardsigmoid: return finished<kHardsigmoid>(t);
-    default: return bounded(t, r.least, r.greatest);
+    default: return bounded(t, l.low, l.high);
   }
 }
-LC_INLINE void write_real(const Result& r, vf t, void* y, int64_t at, int64_t count) {  // what follows the activation
-  if (!r.bytes) return count == kFloats ? store((float*)y + at, t) : store_part((float*)y + at, t, count);
-  const vf u = to_units<LC_BYTES>(r, t);
-  store_some<LC_BYTES>((uint8_t*)y + at, in_order(to_bytes<LC_BYTES>(r, u, u, u, u)), count);
+
+// y[at ...] of `count` numbers t, at most a vector of them: in units of y, but where the layer is `real`.
+LC_INLINE void write_numbers(const lc_layer& l, vf t, void* y, int64_t at, int64_t count) {
+  if (l.real) {
+    t = activated_real(l, t);
+    if (!l.y_quantized) return count == kFloats ? store((float*)y + at, t) : store_part((float*)y + at, t, count);
+    const vf far = splat_f(512.0f);
+    t = below(above(t * l.inverse, -far), far);
+  }
+  store_some<LC_BYTES>((uint8_t*)y + at, in_order(to_bytes<false, LC_BYTES>(limits_of<LC_BYTES>(l), t, t, t, t)), count);
 }
-static __attribute__((noinline)) void finish_sums(const Result& r, const int32_t* sums, const float* factors, const void* second,
-                                                  void* y, int64_t columns) {
+
+// Sums of any number of columns that lie in memory, in order. `second` is null or as y is.
+static __attribute__((noinline)) void finish_sums(const lc_layer& l, const int32_t* sums, const float* factors,
+                                                  const void* second, void* y, int64_t columns) {
   for (int64_t at = 0; at < columns; at += kFloats) {
-    const int64_t count = columns - at < kFloats ? columns - at : (int64_t)kFloats;
-    const vi sum = (vi)(count == kFloats ? load((const float*)sums + at) : load_part((const float*)sums + at, count));
-    vf t = floats<LC_BYTES>(sum) * (count == kFloats ? load(factors + at) : load_part(factors + at, count));
-    if (!r.bounded) {
-      t = activated_real(r, real_second(r, t, second, at, count));
-      write_real(r, t, y, at, count);
-      continue;
+    const int64_t count = least(columns - at, kFloats), part = count % kFloats;
+    vf t = floats<LC_BYTES>((vi)some((const float*)sums + at, part)) * some(factors + at, part);
+    if (second && l.y_quantized) {
+      uint8_t bytes[LC_BYTES] = {};
+      __builtin_memcpy(bytes, (const uint8_t*)second + at, (size_t)count);
+      t = t + from_zero<LC_BYTES>(bytes, l.second_zero) * l.second_factor;
+    } else if (second) {
+      t = t + some((const float*)second + at, part);
     }
-    t = real_second(r, t, second, at, count);
-    store_some<LC_BYTES>((uint8_t*)y + at, in_order(to_bytes<LC_BYTES>(r, t, t, t, t)), count);
+    write_numbers(l, t, y, at, count);
   }
 }

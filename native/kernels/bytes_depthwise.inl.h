@@ -94,7 +94,7 @@ static void channels_pack(lc_layer& l) {
       int32_t sum = 0;
       for (int64_t k = 0; there && k < taps; ++k) sum += l.bytes[k * out + c];
       starts[at] = there ? l.sums[c] - l.zero * sum : 0;
-      factors[l.real || !in_vectors(l) ? v : at] = there ? factor_of(l, l.scales[c]) : 0.0f;
+      factors[l.real || !in_vectors(l) ? v : at] = there ? lc_factor_of(l, l.scales[c]) : 0.0f;
       for (int64_t d = 0; d < dwords; ++d) {
         int64_t tap[4];
         int8_t four[4];

@@ -189,18 +189,18 @@ LC_INLINE void half_five(const lc_layer& l, const Line& t, const int8_t* packed,
   const auto next_four = [&](Four<N>* f) {
     Ints<N> v[4];
     above.next(v);
-    pair_words<N>(f, unpacked_bytes<High>(v[0], v[1]), unpacked_bytes<High>(v[2], v[3]));
+    pair_words<N>(f, unpacked_bytes<High, N>(v[0], v[1]), unpacked_bytes<High, N>(v[2], v[3]));
   };
   const auto next_two = [&](Four<N>* f) {
     Ints<N> v[2];
     below.next(v);
-    const Ints<N> now = unpacked_bytes<High>(v[0], v[1]);
+    const Ints<N> now = unpacked_bytes<High, N>(v[0], v[1]);
     pair_words<N>(f, last, now);
     last = now;
   };
   Ints<N> v[2];
   below.next(v);
-  last = unpacked_bytes<High>(v[0], v[1]);
+  last = unpacked_bytes<High, N>(v[0], v[1]);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) next_four(four[i]), next_two(two[i]);
   int64_t at = c + first * t.y_pixel;
@@ -240,12 +240,12 @@ LC_INLINE void half_five_two(const lc_layer& l, const Line& t, const int8_t* pac
   const auto next_four = [&](Four<N>* f) {
     Ints<N> v[4];
     above.next(v);
-    pair_words<N>(f, unpacked_bytes<High>(v[0], v[1]), unpacked_bytes<High>(v[2], v[3]));
+    pair_words<N>(f, unpacked_bytes<High, N>(v[0], v[1]), unpacked_bytes<High, N>(v[2], v[3]));
   };
   const auto next_pair = [&] {
     Ints<N> u, v;
     below.next(&u), below.next(&v);
-    return unpacked_bytes<High>(u, v);
+    return unpacked_bytes<High, N>(u, v);
   };
   const auto next_fifth = [&](Four<N>* f) {
     const Ints<N> pair = next_pair();

@@ -62,9 +62,7 @@ static void make_rows(const Chain& chain, int64_t i, int64_t row, int64_t count)
   float* const to = moved(l, (float*)out.at, row % out.slots * out.row);
   const float* second = i + 1 == chain.count ? moved(l, chain.second, row * out.row) : nullptr;
   if (l.op == LC_DEPTHWISE) {
-    for (int64_t r = 0; r < count; ++r)
-      channels_row(l, in.at, in.row, in.pixel, in.slots, row + r, (Number*)moved(l, to, r * out.row), out.pixel,
-                   chain.table);
+    channels_rows(l, in.at, in.row, in.pixel, in.slots, row, count, (Number*)to, out.row, out.pixel, chain.table);
   } else if (l.flat) {
     for (int64_t r = 0; r < count;) {
       const int64_t slot = (row + r) % in.slots, run = least(count - r, in.slots - slot), zero = 0, behind = r * out.row;

@@ -112,9 +112,12 @@ static void engine_channels(const lc_work& w, int64_t task, float* scratch) {
   const lc_layer& l = *w.layer;
   const Cut cut = cut_of(w, task, 1);
   const int64_t row = l.width * w.x_pixel;
-  for (int64_t r = cut.begin; r < cut.end; ++r)
-    channels_row(l, numbers(w.x) + r / l.out_height * l.height * row, row, w.x_pixel, INT64_MAX, r % l.out_height,
-                 (Number*)moved(l, w.y, r * l.out_width * w.y_pixel), w.y_pixel, row_table(scratch));
+  for (int64_t r = cut.begin, count; r < cut.end; r += count) {
+    const int64_t y_row = l.out_width * w.y_pixel;
+    count = least(cut.end - r, l.out_height - r % l.out_height);
+    channels_rows(l, numbers(w.x) + r / l.out_height * l.height * row, row, w.x_pixel, INT64_MAX, r % l.out_height, count,
+                  (Number*)moved(l, w.y, r * y_row), y_row, w.y_pixel, row_table(scratch));
+  }
 }
 
 // Rows of the depthwise layer that are made before the product reads them.
@@ -135,9 +138,12 @@ static void engine_pair(const lc_work& w, int64_t task, float* scratch) {
   Number* between = (Number*)(scratch + table_size(d));
   for (int64_t at = cut.begin; at < cut.end; at += held) {
     const int64_t rows = least(held, cut.end - at);
-    for (int64_t r = at; r < at + rows; ++r)
-      channels_row(d, numbers(w.x) + r / d.out_height * d.height * row, row, w.x_pixel, INT64_MAX, r % d.out_height,
-                   between + (r - at) * d.out_width * p.pixel, p.pixel, row_table(scratch));
+    for (int64_t r = at, count; r < at + rows; r += count) {
+      const int64_t y_row = d.out_width * p.pixel;
+      count = least(at + rows - r, d.out_height - r % d.out_height);
+      channels_rows(d, numbers(w.x) + r / d.out_height * d.height * row, row, w.x_pixel, INT64_MAX, r % d.out_height, count,
+                    between + (r - at) * y_row, y_row, p.pixel, row_table(scratch));
+    }
     multiply_held(p, w, between, at, rows, d.out_width);
   }
 }

@@ -101,7 +101,7 @@ class Check {
     to.count = s.inputs_count, to.second = -1;
     for (int64_t i = 0; i < s.inputs_count; ++i) {
       const lc_value& v = value(s.inputs[i]);
-      if (v.height != y.height || v.width != y.width || !lc_operand_of(v, y, to.operands + i)) return LC_BAD_ARGUMENT;
+      if (v.height != y.height || v.width != y.width || !lc_operand_of(v, y, s.act, to.operands + i)) return LC_BAD_ARGUMENT;
       to.inputs[i] = s.inputs[i], to.channels[i] = v.channels;
       channels += v.channels;
     }

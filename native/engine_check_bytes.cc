@@ -93,8 +93,9 @@ float lc_factor_of(const lc_layer& l, float scale) {
   return (float)(l.real ? unit : unit / l.y_scale);
 }
 
-bool lc_operand_of(const lc_value& v, const lc_value& y, lc_operand* to) {
+bool lc_operand_of(const lc_value& v, const lc_value& y, int32_t act, lc_operand* to) {
   if (lc_is_bytes(v) != lc_is_bytes(y)) return false;
-  *to = {v.zero, v.scale == y.scale && v.zero == y.zero, lc_is_bytes(y) ? (float)((double)v.scale / (double)y.scale) : 1.0f};
+  const double unit = act > 2 ? 1.0 : y.scale;
+  *to = {v.zero, v.scale == y.scale && v.zero == y.zero, lc_is_bytes(y) ? (float)((double)v.scale / unit) : 1.0f};
   return to->factor < kMostFactor;
 }

@@ -214,14 +214,20 @@ LC_INLINE vf activated_real(const lc_layer& l, vf t) {
   }
 }
 
-// y[at ...] of `count` numbers t, at most a vector of them: in units of y, but where the layer is `real`.
+// Bytes come from numbers in units of y: those of a layer that is `real` still pass its activation.
+LC_INLINE vf in_units(const lc_layer& l, vf t) {
+  if (!l.real) return t;
+  const vf far = splat_f(512.0f);
+  return below(above(activated_real(l, t) * l.inverse, -far), far);
+}
+
+// y[at ...] of `count` numbers t, at most a vector of them: real ones, or in units of y.
 LC_INLINE void write_numbers(const lc_layer& l, vf t, void* y, int64_t at, int64_t count) {
-  if (l.real) {
+  if (!l.y_quantized) {
     t = activated_real(l, t);
-    if (!l.y_quantized) return count == kFloats ? store((float*)y + at, t) : store_part((float*)y + at, t, count);
-    const vf far = splat_f(512.0f);
-    t = below(above(t * l.inverse, -far), far);
+    return count == kFloats ? store((float*)y + at, t) : store_part((float*)y + at, t, count);
   }
+  t = in_units(l, t);
   store_some<LC_BYTES>((uint8_t*)y + at, in_order(to_bytes<false, LC_BYTES>(limits_of<LC_BYTES>(l), t, t, t, t)), count);
 }
 

@@ -29,14 +29,18 @@ static int64_t conv_packed(const lc_layer& l) { return l.groups * padded(l.out_c
 static void conv_pack(lc_layer& l) {
   const int64_t out = l.out_channels / l.groups, length = sum_length(l), wide = padded(out);
   l.bias = l.packed + l.groups * wide * length;
-  for (int64_t g = 0; g < l.groups; ++g)
-    for (int64_t n = 0; n < wide; ++n) {
-      const int64_t panel = n / kPanel, width = least(kPanel, wide - panel * kPanel);
-      float* to = l.packed + (g * wide + panel * kPanel) * length + n % kPanel;
+  for (int64_t g = 0; g < l.groups; ++g) {
+    for (int64_t n = 0; n < wide; n += kPanel) {
+      const int64_t width = least(kPanel, wide - n), there = least(width, out - n);
       const float* from = l.weight + (g * out + n) * length;
-      for (int64_t k = 0; k < length; ++k) to[k * width] = n < out ? from[k] : 0.0f;
-      l.bias[g * wide + n] = n < out ? l.shift[g * out + n] : 0.0f;
+      float* to = l.packed + (g * wide + n) * length;
+      for (int64_t k = 0; k < length; ++k, to += width) {
+        for (int64_t i = 0; i < there; ++i) to[i] = from[i * length + k];
+        for (int64_t i = there; i < width; ++i) to[i] = 0.0f;
+      }
     }
+    for (int64_t n = 0; n < wide; ++n) l.bias[g * wide + n] = n < out ? l.shift[g * out + n] : 0.0f;
+  }
 }
 
 // --- tiles ----------------------------------------------------------------------------------------------------------

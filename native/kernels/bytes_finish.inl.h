@@ -15,54 +15,58 @@ LC_INLINE void store_slice(uint8_t* y, const Ints<LC_BYTES>& all, int j) {
   __builtin_memcpy(y, (const uint8_t*)&all + j * Width, Width);
 }
 
-// Rows of V vectors, as many at a time as make a whole vector of bytes; the last ones twice where they do not divide.
-template <int V, bool Second, bool Plain>
+// Rows of V vectors, as many at a time as make a whole vector of bytes. Whole: all columns of the panel are there.
+template <int V, bool Second, bool Plain, bool Whole>
 static void finish_rows(const lc_layer& l, const Panel& p, const int32_t* sums, int64_t rows, uint8_t* y, const uint8_t* second) {
   constexpr int together = 4 / V;
   constexpr int64_t width = V * kFloats;
   const Limits<LC_BYTES> to = limits_of<LC_BYTES>(l);
   const vf a = splat_f(l.second_factor);
-  const int64_t columns = p.columns, y_row = p.y_row, last = most(0, rows - together);
-  const int32_t zero = l.second_zero;
+  const vi zero = vi{} + l.second_zero;
+  const int64_t columns = p.columns, y_row = p.y_row;
   vf m[V];
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) m[v] = load(p.factors + v * kFloats);
-  for (int64_t i = 0; i < rows; i += together) {
-    int64_t row[together];
+  const auto group = [&](int64_t i, int64_t last) __attribute__((always_inline)) {
     vf t[4];
 #pragma GCC unroll 4
     for (int j = 0; j < together; ++j) {
-      row[j] = least(least(i, last) + j, rows - 1);
+      const int64_t row = j < last ? j : last;
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) t[j * V + v] = floats<LC_BYTES>(load_ints<LC_BYTES>(sums + row[j] * kPanel + v * kFloats)) * m[v];
+      for (int v = 0; v < V; ++v) t[j * V + v] = floats<LC_BYTES>(load_ints<LC_BYTES>(sums + (i + row) * kPanel + v * kFloats)) * m[v];
       if (Second) {
-        const uint8_t* other = second + row[j] * y_row;
+        const uint8_t* other = second + (i + row) * y_row;
         uint8_t some[width];
-        if (columns < width) {
+        if (!Whole) {
           __builtin_memset(some, 0, width);
           __builtin_memcpy(some, other, (size_t)columns);
           other = some;
         }
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) t[j * V + v] += from_zero<LC_BYTES>(other + v * kFloats, zero) * a;
+        for (int v = 0; v < V; ++v) t[j * V + v] += floats<LC_BYTES>(widened<LC_BYTES>(other + v * kFloats) - zero) * a;
       }
     }
     const Ints<LC_BYTES> all = in_order(to_bytes<Plain, LC_BYTES>(to, t[0], t[1], t[2], t[3]));
 #pragma GCC unroll 4
     for (int j = 0; j < together; ++j) {
-      uint8_t* const at = y + row[j] * y_row;
-      if (columns == width)
+      if (j > last) continue;
+      uint8_t* const at = y + (i + j) * y_row;
+      if (Whole)
         store_slice<width>(at, all, j);
       else
         __builtin_memcpy(at, (const uint8_t*)&all + j * width, (size_t)columns);
     }
-  }
+  };
+  int64_t i = 0;
+  for (; i + together <= rows; i += together) group(i, together - 1);
+  if (i < rows) group(i, rows - 1 - i);
 }
 
 template <int V, bool Second>
 LC_INLINE void finish_some(const lc_layer& l, const Panel& p, const int32_t* sums, int64_t rows, uint8_t* y, const uint8_t* second) {
-  if (is_plain(l)) return finish_rows<V, Second, true>(l, p, sums, rows, y, second);
-  finish_rows<V, Second, false>(l, p, sums, rows, y, second);
+  if (p.columns < V * kFloats) return finish_rows<V, Second, false, false>(l, p, sums, rows, y, second);
+  if (is_plain(l)) return finish_rows<V, Second, true, true>(l, p, sums, rows, y, second);
+  finish_rows<V, Second, false, true>(l, p, sums, rows, y, second);
 }
 
 static void finish_tile(const lc_layer& l, const Panel& p, const int32_t* sums, int64_t rows, float* y, const float* second) {

@@ -22,39 +22,84 @@ static void set_tiles(int64_t rows, int64_t quads) {
 #define LC_TILE_STORE(tile, to) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((int64_t)kPanel * 4) : "memory")
 #define LC_TILE_DOT(sum, x, w) __asm__ volatile("tdpbusd %%tmm" #w ", %%tmm" #x ", %%tmm" #sum : :)
 
-// Sums of two tiles of rows, at x0 and x1, with two tiles of channels, or with one.
+// A pair of tiles of rows whose sums are in the tiles, then in memory, rows from `done` on: the processor stores and finishes
+// them while the next ones are computed.
+struct Waiting {
+  Panel panel;
+  int32_t* sums;
+  int64_t rows, done, apart;
+  float* y;
+  const float* second;
+};
+static void finish_waiting(const lc_layer& l, Waiting& w, int64_t rows) {
+  const int64_t count = least(rows, w.rows - w.done), at = w.done * w.panel.y_row;
+  if (count <= 0) return;
+  finish_tile(l, w.panel, w.sums + w.done * kPanel, count, moved(l, w.y, at), moved(l, w.second, at));
+  w.done += count;
+}
+
+// Where the next panels' weights are fetched from memory: so many lines after each step.
+struct Lines {
+  const char* at;
+  int64_t count, stride;
+};
+
+// Rows of both tiles follow each other; those that both have are written twice.
+LC_INLINE void store_tiles(const Waiting& w) {
+  int32_t* const other = w.sums + w.apart * kPanel;
+  LC_TILE_STORE(0, w.sums);
+  LC_TILE_STORE(1, w.sums + kFloats);
+  LC_TILE_STORE(2, other);
+  LC_TILE_STORE(3, other + kFloats);
+}
+
+// Sums of two tiles of rows, from x on and `apart` rows further on, with two tiles of channels, or with one. Each tile is
+// stored, for what waits, just before it starts anew.
 template <bool Two>
-static void tile_pair(const Panel& p, const uint8_t* x0, const uint8_t* x1, int64_t rows, int64_t quads, int32_t* sums,
-                      const char* ahead, int64_t lines, int64_t stride) {
-  const int64_t apart = Two ? 128 : 64;
-  LC_TILE_LOAD(0, p.starts, 0);
-  LC_TILE_LOAD(2, p.starts, 0);
-  if (Two) {
-    LC_TILE_LOAD(1, p.starts + kFloats, 0);
-    LC_TILE_LOAD(3, p.starts + kFloats, 0);
-  }
+static void tile_pair(const lc_layer& l, const Panel& p, const uint8_t* x, int64_t apart, int64_t quads, Lines ahead, Waiting& before,
+                      int64_t share) {
+  const int64_t line = Two ? 128 : 64, bytes = quads * 4, step = p.step;
   const int8_t* b = p.weights;
-  for (int64_t tap = 0; tap < p.taps; ++tap) {
-    const uint8_t *a0 = x0 + p.offsets[tap], *a1 = x1 + p.offsets[tap];
-    for (int64_t left = p.quads; left > 0; left -= quads, a0 += quads * 4, a1 += quads * 4, b += quads * apart) {
-      LC_TILE_LOAD(6, b, apart);
-      LC_TILE_LOAD(4, a0, p.step);
-      LC_TILE_DOT(0, 4, 6);
-      if (Two) {
-        LC_TILE_LOAD(7, b + 64, apart);
-        LC_TILE_DOT(1, 4, 7);
-      }
-      LC_TILE_LOAD(5, a1, p.step);
-      LC_TILE_DOT(2, 5, 6);
-      if (Two) LC_TILE_DOT(3, 5, 7);
-      for (int64_t i = 0; i < lines; ++i, ahead += stride) __builtin_prefetch(ahead, 0, 2);
-    }
-  }
-  LC_TILE_STORE(0, sums);
-  LC_TILE_STORE(2, sums + rows * kPanel);
+  const uint8_t *a0 = x + p.offsets[0], *a1 = a0 + apart * step;
+  int32_t* const other = before.sums + before.apart * kPanel;
+  LC_TILE_LOAD(6, b, line);
+  LC_TILE_LOAD(4, a0, step);
+  LC_TILE_STORE(0, before.sums);
+  LC_TILE_LOAD(0, p.starts, 0);
+  LC_TILE_DOT(0, 4, 6);
+  LC_TILE_STORE(1, before.sums + kFloats);
   if (Two) {
-    LC_TILE_STORE(1, sums + kFloats);
-    LC_TILE_STORE(3, sums + rows * kPanel + kFloats);
+    LC_TILE_LOAD(7, b + 64, line);
+    LC_TILE_LOAD(1, p.starts + kFloats, 0);
+    LC_TILE_DOT(1, 4, 7);
+  }
+  LC_TILE_LOAD(5, a1, step);
+  LC_TILE_STORE(2, other);
+  LC_TILE_LOAD(2, p.starts, 0);
+  LC_TILE_DOT(2, 5, 6);
+  LC_TILE_STORE(3, other + kFloats);
+  if (Two) {
+    LC_TILE_LOAD(3, p.starts + kFloats, 0);
+    LC_TILE_DOT(3, 5, 7);
+  }
+  for (int64_t tap = 0, left = p.quads;;) {
+    for (int64_t i = 0; i < ahead.count; ++i, ahead.at += ahead.stride) __builtin_prefetch(ahead.at, 0, 2);
+    finish_waiting(l, before, share);
+    left -= quads, a0 += bytes, a1 += bytes, b += quads * line;
+    if (left <= 0) {
+      if (++tap == p.taps) return;
+      left = p.quads, a0 = x + p.offsets[tap], a1 = a0 + apart * step;
+    }
+    LC_TILE_LOAD(6, b, line);
+    LC_TILE_LOAD(4, a0, step);
+    LC_TILE_DOT(0, 4, 6);
+    if (Two) {
+      LC_TILE_LOAD(7, b + 64, line);
+      LC_TILE_DOT(1, 4, 7);
+    }
+    LC_TILE_LOAD(5, a1, step);
+    LC_TILE_DOT(2, 5, 6);
+    if (Two) LC_TILE_DOT(3, 5, 7);
   }
 }
 
@@ -68,22 +113,25 @@ static void multiply_tiles(const lc_layer& l, const Pixels& r, const int64_t* of
   Panel p = {nullptr, nullptr, nullptr, offsets, l.taps, stretch(l) / 4, r.step, r.y_row, 0};
   const int64_t quads = tile_quads(p.quads), steps = l.taps * p.quads / quads;
   set_tiles(rows, quads);
+  const int64_t share = (ceil_div(2 * rows, steps) + 3) / 4 * 4;
   alignas(64) int32_t sums[2 * kTileRows * kPanel];
+  Waiting waiting = {};
+  waiting.sums = sums;
   const auto pair = [&](int64_t group, int64_t n, int64_t line, int64_t number, Fetch& fetch, int64_t lines) {
     p.weights = (const int8_t*)l.packed + (group * wide + n) * length;
     p.starts = l.starts + group * wide + n, p.factors = l.factors + group * wide + n;
     p.columns = least(kPanel, out - n);
-    const int64_t first = 2 * number * r.count / tiles, second = (2 * number + 1) * r.count / tiles;
-    const uint8_t* x = r.x + line * r.x_line + group * in;
-    const int64_t at = line * r.y_line + group * out + n;
+    const int64_t first = 2 * number * r.count / tiles, apart = (2 * number + 1) * r.count / tiles - first;
+    const uint8_t* x = r.x + line * r.x_line + first * r.step + group * in;
+    const int64_t at = line * r.y_line + first * r.y_row + group * out + n;
     int64_t stride;
-    const char* ahead = fetch.take(lines * steps, &stride);
+    const char* from = fetch.take(lines * steps, &stride);
+    const Lines ahead = {from, lines, stride};
     if (p.columns > kFloats)
-      tile_pair<true>(p, x + first * r.step, x + second * r.step, rows, quads, sums, ahead, lines, stride);
+      tile_pair<true>(l, p, x, apart, quads, ahead, waiting, share);
     else
-      tile_pair<false>(p, x + first * r.step, x + second * r.step, rows, quads, sums, ahead, lines, stride);
-    finish_tile(l, p, sums, rows, moved(l, r.y, at + first * r.y_row), moved(l, r.second, at + first * r.y_row));
-    finish_tile(l, p, sums + rows * kPanel, rows, moved(l, r.y, at + second * r.y_row), moved(l, r.second, at + second * r.y_row));
+      tile_pair<false>(l, p, x, apart, quads, ahead, waiting, share);
+    waiting = {p, sums, apart + rows, 0, apart, moved(l, r.y, at), moved(l, r.second, at)};
   };
   const int64_t group = begin / per_group, start = begin % per_group * kPanel;
   const int8_t* const packed = (const int8_t*)l.packed;
@@ -109,6 +157,8 @@ static void multiply_tiles(const lc_layer& l, const Pixels& r, const int64_t* of
       if (n >= out) n = 0, ++g;
     }
   }
+  store_tiles(waiting);
+  finish_waiting(l, waiting, waiting.rows);
   __asm__ volatile("tilerelease" : :);
 }
 

@@ -10,8 +10,12 @@ namespace {
 #include "kernels/common.inl.h"
 #include "kernels/engine_activations.inl.h"
 typedef uint8_t Number;  // what layers read
-#include "kernels/bytes_product.inl.h"
+#include "kernels/bytes_layout.inl.h"
 #include "kernels/bytes_epilogue.inl.h"
+#include "kernels/bytes_finish.inl.h"
+#include "kernels/bytes_quads.inl.h"
+#include "kernels/bytes_tiles.inl.h"
+#include "kernels/bytes_product.inl.h"
 #include "kernels/bytes_dots.inl.h"
 #include "kernels/bytes_depthwise_tiles.inl.h"
 #include "kernels/bytes_depthwise.inl.h"

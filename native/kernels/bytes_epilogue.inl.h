@@ -158,13 +158,16 @@ LC_INLINE void store_some(uint8_t* to, Ints<N> v, int64_t count) {  // count <= 
   __builtin_memcpy(to, all, (size_t)count);
 }
 
-// How integers become bytes of y. kPlain: the zero point is 0 and bounds are those of a byte. kRaised: the lower bound is the
-// zero point. kShifted: bounds are those of a byte. kBounded: any of these. kReal: not at once, or they become floats.
-enum Form { kPlain, kRaised, kShifted, kBounded, kReal };
+// How integers become bytes of y. kBounded: in any case. kPlain: the zero point is 0 and bounds are those of a byte. kRaised:
+// the lower bound is the zero point. kShifted: bounds are those of a byte. kReal: not at once, or they become floats.
+enum Form { kBounded, kPlain, kRaised, kShifted, kReal };
+
+LC_INLINE bool is_plain(const lc_layer& l) { return l.y_zero == 0 && l.low_byte == 0 && l.high_byte == 255; }
 
 static Form form_of(const lc_layer& l) {
   if (l.real) return kReal;
-  if (l.low_byte == l.y_zero) return l.y_zero == 0 && l.high_byte == 255 ? kPlain : kRaised;
+  if (is_plain(l)) return kPlain;
+  if (l.low_byte == l.y_zero) return kRaised;
   return l.low_byte == 0 && l.high_byte == 255 ? kShifted : kBounded;
 }
 
@@ -197,29 +200,6 @@ LC_INLINE Ints<N> to_bytes(const Limits<N>& to, Floats<N> a, Floats<N> b, Floats
 template <int N>
 LC_INLINE Floats<N> from_zero(const uint8_t* p, int32_t zero) {
   return floats<N>(widened<N>(p) - zero);
-}
-
-// V vectors of sums in order, V = 1, 2 or 4, as bounded bytes: `count` columns of them, all if that is more. `second`, bytes
-// beside those of y, may be null.
-template <int V, int N>
-LC_INLINE void write_bounded(const lc_layer& l, const Limits<N>& to, const Ints<N>* sum, const float* factors,
-                             const uint8_t* second, uint8_t* y, int64_t count) {
-  constexpr int lanes = N / 4;
-  Floats<N> t[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) t[v] = floats<N>(sum[v]) * load_floats<N>(factors + v * lanes);
-  if (second) {
-    uint8_t some[N];
-    if (count < V * lanes) {
-      __builtin_memset(some, 0, N);
-      __builtin_memcpy(some, second, (size_t)count);
-      second = some;
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) t[v] = t[v] + from_zero<N>(second + v * lanes, l.second_zero) * l.second_factor;
-  }
-  const Ints<N> all = to_bytes<kBounded, N>(to, t[0], t[V > 1 ? 1 : 0], t[V > 2 ? 2 : 0], t[V > 2 ? 3 : V > 1 ? 1 : 0]);
-  store_some<N>(y, in_order(all), count < V * lanes ? count : V * lanes);
 }
 
 // --- real numbers: activations that are no bounds, and maps that are float --------------------------------------------

@@ -105,11 +105,11 @@ LC_INLINE Floats<N> load_floats(const float* p) {
 }
 template <int N>
 LC_INLINE Ints<N> splat_byte(int32_t b) {
-  return Ints<N>{} + b * 0x01010101;
+  return Ints<N>{} + (int32_t)((uint32_t)b * 0x01010101u);
 }
 template <int N>
 LC_INLINE Ints<N> splat_word(int32_t w) {
-  return Ints<N>{} + w * 0x00010001;
+  return Ints<N>{} + (int32_t)((uint32_t)w * 0x00010001u);
 }
 template <int N>
 LC_INLINE Floats<N> floats(Ints<N> v) {

@@ -138,22 +138,32 @@ static Tiles pick_tiles(const lc_layer& l, bool two) {
   }
 }
 
+enum { kTogether = 8 };  // rows of y that a block of channels goes through, as its weights are near then
+
 // Rows [row, row + count) of y, `y_row` numbers apart, of an image whose row r is at x + r % ring * x_row. In pairs where that
-// is less work. `rows` has room for kernel_height pointers, and for 8.
+// is less work. `table` has room for kernel_height pointers.
 static void channels_rows(const lc_layer& l, const uint8_t* x, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t row,
-                          int64_t count, uint8_t* y, int64_t y_row, int64_t y_pixel, const uint8_t** rows) {
+                          int64_t count, uint8_t* y, int64_t y_row, int64_t y_pixel, const uint8_t** table) {
   const int8_t* const packed = (const int8_t*)l.packed;
-  const uint8_t* const none = (const uint8_t*)packed + blocks_bytes(l);
-  const bool pairs = two_rows(l);
-  for (int64_t done = 0, now; done < count; done += now) {
-    now = pairs && done + 1 < count ? 2 : 1;
-    const int64_t top = (row + done) * l.stride_height - l.pad_top, reach = l.kernel_height + now - 1;
-    for (int64_t k = 0; k < most(reach, kMostRows); ++k) {
+  const uint8_t *const none = (const uint8_t*)packed + blocks_bytes(l), *few[2 * kTogether + kMostRows];
+  const bool any = way_of(l) == kAny, pairs = two_rows(l);
+  const int64_t together = any || l.stride_height > 2 ? 1 : (int64_t)kTogether, number = l.y_quantized ? 1 : 4;
+  const uint8_t** const rows = any ? table : few;
+  const Tiles wide[] = {pick_tiles<LC_BYTES>(l, false), pick_tiles<LC_BYTES>(l, true)};
+  const Tiles narrow[] = {pick_tiles<kNarrow>(l, false), pick_tiles<kNarrow>(l, true)};
+  for (int64_t done = 0, some; done < count; done += some) {
+    some = least(together, count - done);
+    const int64_t top = (row + done) * l.stride_height - l.pad_top, reach = (some - 1) * l.stride_height + l.kernel_height;
+    for (int64_t k = 0; k < (any ? l.kernel_height : reach + 1); ++k) {
       const int64_t r = top + k * l.dilation_height;
       rows[k] = k < reach && r >= 0 && r < l.height ? x + r % ring * x_row : none;
     }
-    const Line t = {rows, x_pixel, y + done * y_row * (l.y_quantized ? 1 : 4), y_row, y_pixel};
-    const Tiles wide = pick_tiles<LC_BYTES>(l, now == 2), narrow = pick_tiles<kNarrow>(l, now == 2);
-    each_block(l, [&](int64_t c, int64_t width, int64_t place) { (width == LC_BYTES ? wide : narrow)(l, t, packed + place, c); });
+    each_block(l, [&](int64_t c, int64_t width, int64_t place) {
+      for (int64_t i = 0, now; i < some; i += now) {
+        now = pairs && i + 1 < some ? 2 : 1;
+        const Line t = {rows + i * l.stride_height, x_pixel, y + (done + i) * y_row * number, y_row, y_pixel};
+        (width == LC_BYTES ? wide : narrow)[now - 1](l, t, packed + place, c);
+      }
+    });
   }
 }

@@ -58,7 +58,7 @@ LC_INLINE void store_tiles(const Sums& s) {
 // Sums of two tiles of rows, from x on and `apart` rows further on, with two tiles of channels, or with one. Each tile is
 // stored, for `held`, just before it starts anew; `share` rows of `stored` are finished after each product.
 template <bool Two>
-static void tile_pair(const lc_layer& l, const Panel& p, const uint8_t* x, int64_t apart, int64_t quads, Lines ahead, const Sums& held,
+static void tile_pair(const lc_layer& l, const Panel& p, const uint8_t* x, int64_t apart, int64_t quads, Lines& ahead, const Sums& held,
                       Sums& stored, int64_t share) {
   const int64_t line = Two ? 128 : 64, bytes = quads * 4, step = p.step;
   const int8_t* b = p.weights;
@@ -122,28 +122,32 @@ static void multiply_tiles(const lc_layer& l, const Pixels& r, const int64_t* of
   set_tiles(rows, quads);
   const int64_t share = (ceil_div(2 * rows, 2 * steps + 2) + 3) / 4 * 4;
   alignas(64) int32_t memory[2][2 * kTileRows * kPanel];
-  Sums held = {}, stored = {};
-  held.at = memory[0];
+  Sums both[2] = {};  // held and stored in turn: nothing is copied
+  for (int i = 0; i < 2; ++i) both[i].panel = p, both[i].at = memory[i];
   int turn = 0;
+  const Finish kinds[] = {pick_finish(l, kPanel, r.second), pick_finish(l, kPanel - 1, r.second), pick_finish(l, kFloats, r.second),
+                          pick_finish(l, kFloats - 1, r.second)};
   const auto pair = [&](int64_t group, int64_t n, int64_t line, int64_t number, Fetch& fetch, int64_t lines) {
+    Sums &held = both[turn], &stored = both[1 - turn];
     p.weights = (const int8_t*)l.packed + (group * wide + n) * length;
-    p.starts = l.starts + group * wide + n, p.factors = l.factors + group * wide + n;
-    p.columns = least(kPanel, out - n);
-    const int64_t first = 2 * number * r.count / tiles, apart = (2 * number + 1) * r.count / tiles - first;
+    p.starts = l.starts + group * wide + n;
+    const int64_t columns = least(kPanel, out - n);
+    const int64_t first = least(2 * number * rows, r.count - rows), apart = least(first + rows, r.count - rows) - first;
     const uint8_t* x = r.x + line * r.x_line + first * r.step + group * in;
     const int64_t at = line * r.y_line + first * r.y_row + group * out + n;
     int64_t stride;
     const char* from = fetch.take(lines * steps, &stride);
-    const Lines ahead = {from, lines, stride};
-    if (p.columns > kFloats)
+    Lines ahead = {from, lines, stride};
+    if (columns > kFloats)
       tile_pair<true>(l, p, x, apart, quads, ahead, held, stored, share);
     else
       tile_pair<false>(l, p, x, apart, quads, ahead, held, stored, share);
     finish_some(l, stored, stored.rows);
-    stored = held;
-    turn = !turn;
-    held = {p, memory[turn], apart + rows, 0, apart, (uint8_t*)moved(l, r.y, at), (const uint8_t*)moved(l, r.second, at),
-            pick_finish(l, p.columns, r.second)};
+    turn = 1 - turn;
+    stored.panel.factors = l.factors + group * wide + n, stored.panel.columns = columns;
+    stored.rows = apart + rows, stored.done = 0, stored.apart = apart;
+    stored.y = (uint8_t*)moved(l, r.y, at), stored.second = (const uint8_t*)moved(l, r.second, at);
+    stored.finish = columns > kFloats ? kinds[columns < kPanel] : kinds[2 + (columns < kFloats)];
   };
   const int64_t group = begin / per_group, start = begin % per_group * kPanel;
   const int8_t* const packed = (const int8_t*)l.packed;
@@ -169,9 +173,9 @@ static void multiply_tiles(const lc_layer& l, const Pixels& r, const int64_t* of
       if (n >= out) n = 0, ++g;
     }
   }
-  finish_some(l, stored, stored.rows);
-  store_tiles(held);
-  finish_some(l, held, held.rows);
+  finish_some(l, both[1 - turn], both[1 - turn].rows);
+  store_tiles(both[turn]);
+  finish_some(l, both[turn], both[turn].rows);
   __asm__ volatile("tilerelease" : :);
 }
 

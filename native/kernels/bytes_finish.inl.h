@@ -62,21 +62,19 @@ static void finish_rows(const lc_layer& l, const Panel& p, const int32_t* sums, 
   if (i < rows) group(i, rows - 1 - i);
 }
 
-template <int V, bool Second>
-LC_INLINE void finish_some(const lc_layer& l, const Panel& p, const int32_t* sums, int64_t rows, uint8_t* y, const uint8_t* second) {
-  if (p.columns < V * kFloats) return finish_rows<V, Second, false, false>(l, p, sums, rows, y, second);
-  if (is_plain(l)) return finish_rows<V, Second, true, true>(l, p, sums, rows, y, second);
-  finish_rows<V, Second, false, true>(l, p, sums, rows, y, second);
+// Any layer: activations that are more than bounds, and floats.
+static void finish_real(const lc_layer& l, const Panel& p, const int32_t* sums, int64_t rows, uint8_t* y, const uint8_t* second) {
+  for (int64_t i = 0; i < rows; ++i)
+    finish_sums(l, sums + i * kPanel, p.factors, moved(l, (const float*)second, i * p.y_row), moved(l, (float*)y, i * p.y_row), p.columns);
 }
 
-static void finish_tile(const lc_layer& l, const Panel& p, const int32_t* sums, int64_t rows, float* y, const float* second) {
-  if (l.real) {
-    for (int64_t i = 0; i < rows; ++i)
-      finish_sums(l, sums + i * kPanel, p.factors, moved(l, second, i * p.y_row), moved(l, y, i * p.y_row), p.columns);
-    return;
-  }
-  uint8_t* const to = (uint8_t*)y;
-  const uint8_t* const other = (const uint8_t*)second;
-  if (p.columns > kFloats) return other ? finish_some<2, true>(l, p, sums, rows, to, other) : finish_some<2, false>(l, p, sums, rows, to, other);
-  other ? finish_some<1, true>(l, p, sums, rows, to, other) : finish_some<1, false>(l, p, sums, rows, to, other);
+typedef void (*Finish)(const lc_layer&, const Panel&, const int32_t*, int64_t, uint8_t*, const uint8_t*);
+template <int V>
+static Finish finish_of(const lc_layer& l, int64_t columns, bool second) {
+  if (columns < V * kFloats) return second ? finish_rows<V, true, false, false> : finish_rows<V, false, false, false>;
+  if (second) return is_plain(l) ? finish_rows<V, true, true, true> : finish_rows<V, true, false, true>;
+  return is_plain(l) ? finish_rows<V, false, true, true> : finish_rows<V, false, false, true>;
+}
+static Finish pick_finish(const lc_layer& l, int64_t columns, bool second) {
+  return l.real ? finish_real : columns > kFloats ? finish_of<2>(l, columns, second) : finish_of<1>(l, columns, second);
 }

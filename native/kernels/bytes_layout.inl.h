@@ -32,6 +32,18 @@ LC_INLINE const uint8_t* numbers(const float* x) { return (const uint8_t*)x; }
 LC_INLINE float* moved(const lc_layer& l, const float* y, int64_t n) {
   return y ? (float*)((char*)y + (l.y_quantized ? n : n * 4)) : nullptr;
 }
+// Most of `count` pixels of three bytes, as far as that may read a few bytes more, to places for four; how many.
+LC_INLINE int64_t copy_threes(const lc_layer& l, const uint8_t* x, uint8_t* y, int64_t count) {
+  int64_t i = 0;
+  if (l.pixel != 4) return i;
+#if defined(__AVX2__)
+  const __m128i to = _mm_setr_epi8(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
+  for (; i + 6 <= count; i += 4)
+    _mm_storeu_si128((__m128i*)(y + i * 4), _mm_shuffle_epi8(_mm_loadu_si128((const __m128i*)(x + i * 3)), to));
+#endif
+  for (; i + 2 <= count; ++i) __builtin_memcpy(y + i * 4, x + i * 3, 4);
+  return i;
+}
 LC_INLINE int64_t floats_of(int64_t numbers) { return ceil_div(numbers, 64) * 16 + kBehind; }
 
 // --- weights --------------------------------------------------------------------------------------------------------

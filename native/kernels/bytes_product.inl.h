@@ -78,7 +78,7 @@ static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* off
       sums_of_rows<2>(count, p, x, sums, ahead, stride);
     else
       sums_of_rows<1>(count, p, x, sums, ahead, stride);
-    finish_tile(l, p, sums, count, moved(l, r.y, at), moved(l, r.second, at));
+    pick_finish(l, p.columns, r.second)(l, p, sums, count, (uint8_t*)moved(l, r.y, at), (const uint8_t*)moved(l, r.second, at));
   };
   const int64_t group = begin / per_group, first = begin % per_group * kPanel;
   if (length * (end - begin) * kPanel <= kManyWeights) {

@@ -22,20 +22,22 @@ static void set_tiles(int64_t rows, int64_t quads) {
 #define LC_TILE_STORE(tile, to) __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"((int64_t)kPanel * 4) : "memory")
 #define LC_TILE_DOT(sum, x, w) __asm__ volatile("tdpbusd %%tmm" #w ", %%tmm" #x ", %%tmm" #sum : :)
 
-// A pair of tiles of rows whose sums are in the tiles, then in memory, rows from `done` on: the processor stores and finishes
-// them while the next ones are computed.
-struct Waiting {
+// A pair of tiles of rows whose sums are in the tiles, then in memory, rows from `done` on. While a pair is computed the one
+// before it is stored, and the one before that is finished, bit by bit: so all parts of the processor have something to do.
+struct Sums {
   Panel panel;
-  int32_t* sums;
-  int64_t rows, done, apart;
-  float* y;
-  const float* second;
+  int32_t* at;
+  int64_t rows, done, apart;  // `apart`: from the first tile's first row to the second one's
+  uint8_t* y;
+  const uint8_t* second;
+  Finish finish;
 };
-static void finish_waiting(const lc_layer& l, Waiting& w, int64_t rows) {
-  const int64_t count = least(rows, w.rows - w.done), at = w.done * w.panel.y_row;
+LC_INLINE void finish_some(const lc_layer& l, Sums& s, int64_t rows) {
+  const int64_t count = least(rows, s.rows - s.done), from = s.done * s.panel.y_row;
   if (count <= 0) return;
-  finish_tile(l, w.panel, w.sums + w.done * kPanel, count, moved(l, w.y, at), moved(l, w.second, at));
-  w.done += count;
+  uint8_t* const y = (uint8_t*)moved(l, (float*)s.y, from);
+  s.finish(l, s.panel, s.at + s.done * kPanel, count, y, (const uint8_t*)moved(l, (const float*)s.second, from));
+  s.done += count;
 }
 
 // Where the next panels' weights are fetched from memory: so many lines after each step.
@@ -45,46 +47,49 @@ struct Lines {
 };
 
 // Rows of both tiles follow each other; those that both have are written twice.
-LC_INLINE void store_tiles(const Waiting& w) {
-  int32_t* const other = w.sums + w.apart * kPanel;
-  LC_TILE_STORE(0, w.sums);
-  LC_TILE_STORE(1, w.sums + kFloats);
+LC_INLINE void store_tiles(const Sums& s) {
+  int32_t* const other = s.at + s.apart * kPanel;
+  LC_TILE_STORE(0, s.at);
+  LC_TILE_STORE(1, s.at + kFloats);
   LC_TILE_STORE(2, other);
   LC_TILE_STORE(3, other + kFloats);
 }
 
 // Sums of two tiles of rows, from x on and `apart` rows further on, with two tiles of channels, or with one. Each tile is
-// stored, for what waits, just before it starts anew.
+// stored, for `held`, just before it starts anew; `share` rows of `stored` are finished after each product.
 template <bool Two>
-static void tile_pair(const lc_layer& l, const Panel& p, const uint8_t* x, int64_t apart, int64_t quads, Lines ahead, Waiting& before,
-                      int64_t share) {
+static void tile_pair(const lc_layer& l, const Panel& p, const uint8_t* x, int64_t apart, int64_t quads, Lines& ahead, const Sums& held,
+                      Sums& stored, int64_t share) {
   const int64_t line = Two ? 128 : 64, bytes = quads * 4, step = p.step;
   const int8_t* b = p.weights;
   const uint8_t *a0 = x + p.offsets[0], *a1 = a0 + apart * step;
-  int32_t* const other = before.sums + before.apart * kPanel;
+  int32_t *const sums = held.at, *const other = sums + held.apart * kPanel;
   LC_TILE_LOAD(6, b, line);
   LC_TILE_LOAD(4, a0, step);
-  LC_TILE_STORE(0, before.sums);
+  LC_TILE_STORE(0, sums);
   LC_TILE_LOAD(0, p.starts, 0);
   LC_TILE_DOT(0, 4, 6);
-  LC_TILE_STORE(1, before.sums + kFloats);
+  finish_some(l, stored, share);
+  LC_TILE_STORE(1, sums + kFloats);
   if (Two) {
     LC_TILE_LOAD(7, b + 64, line);
     LC_TILE_LOAD(1, p.starts + kFloats, 0);
     LC_TILE_DOT(1, 4, 7);
   }
+  finish_some(l, stored, share);
   LC_TILE_LOAD(5, a1, step);
   LC_TILE_STORE(2, other);
   LC_TILE_LOAD(2, p.starts, 0);
   LC_TILE_DOT(2, 5, 6);
+  finish_some(l, stored, share);
   LC_TILE_STORE(3, other + kFloats);
   if (Two) {
     LC_TILE_LOAD(3, p.starts + kFloats, 0);
     LC_TILE_DOT(3, 5, 7);
   }
+  finish_some(l, stored, share);
   for (int64_t tap = 0, left = p.quads;;) {
     for (int64_t i = 0; i < ahead.count; ++i, ahead.at += ahead.stride) __builtin_prefetch(ahead.at, 0, 2);
-    finish_waiting(l, before, share);
     left -= quads, a0 += bytes, a1 += bytes, b += quads * line;
     if (left <= 0) {
       if (++tap == p.taps) return;
@@ -97,9 +102,11 @@ static void tile_pair(const lc_layer& l, const Panel& p, const uint8_t* x, int64
       LC_TILE_LOAD(7, b + 64, line);
       LC_TILE_DOT(1, 4, 7);
     }
+    finish_some(l, stored, share);
     LC_TILE_LOAD(5, a1, step);
     LC_TILE_DOT(2, 5, 6);
     if (Two) LC_TILE_DOT(3, 5, 7);
+    finish_some(l, stored, share);
   }
 }
 
@@ -113,25 +120,34 @@ static void multiply_tiles(const lc_layer& l, const Pixels& r, const int64_t* of
   Panel p = {nullptr, nullptr, nullptr, offsets, l.taps, stretch(l) / 4, r.step, r.y_row, 0};
   const int64_t quads = tile_quads(p.quads), steps = l.taps * p.quads / quads;
   set_tiles(rows, quads);
-  const int64_t share = (ceil_div(2 * rows, steps) + 3) / 4 * 4;
-  alignas(64) int32_t sums[2 * kTileRows * kPanel];
-  Waiting waiting = {};
-  waiting.sums = sums;
+  const int64_t share = (ceil_div(2 * rows, 2 * steps + 2) + 3) / 4 * 4;
+  alignas(64) int32_t memory[2][2 * kTileRows * kPanel];
+  Sums both[2] = {};  // held and stored in turn: nothing is copied
+  for (int i = 0; i < 2; ++i) both[i].panel = p, both[i].at = memory[i];
+  int turn = 0;
+  const Finish kinds[] = {pick_finish(l, kPanel, r.second), pick_finish(l, kPanel - 1, r.second), pick_finish(l, kFloats, r.second),
+                          pick_finish(l, kFloats - 1, r.second)};
   const auto pair = [&](int64_t group, int64_t n, int64_t line, int64_t number, Fetch& fetch, int64_t lines) {
+    Sums &held = both[turn], &stored = both[1 - turn];
     p.weights = (const int8_t*)l.packed + (group * wide + n) * length;
-    p.starts = l.starts + group * wide + n, p.factors = l.factors + group * wide + n;
-    p.columns = least(kPanel, out - n);
-    const int64_t first = 2 * number * r.count / tiles, apart = (2 * number + 1) * r.count / tiles - first;
+    p.starts = l.starts + group * wide + n;
+    const int64_t columns = least(kPanel, out - n);
+    const int64_t first = least(2 * number * rows, r.count - rows), apart = least(first + rows, r.count - rows) - first;
     const uint8_t* x = r.x + line * r.x_line + first * r.step + group * in;
     const int64_t at = line * r.y_line + first * r.y_row + group * out + n;
     int64_t stride;
     const char* from = fetch.take(lines * steps, &stride);
-    const Lines ahead = {from, lines, stride};
-    if (p.columns > kFloats)
-      tile_pair<true>(l, p, x, apart, quads, ahead, waiting, share);
+    Lines ahead = {from, lines, stride};
+    if (columns > kFloats)
+      tile_pair<true>(l, p, x, apart, quads, ahead, held, stored, share);
     else
-      tile_pair<false>(l, p, x, apart, quads, ahead, waiting, share);
-    waiting = {p, sums, apart + rows, 0, apart, moved(l, r.y, at), moved(l, r.second, at)};
+      tile_pair<false>(l, p, x, apart, quads, ahead, held, stored, share);
+    finish_some(l, stored, stored.rows);
+    turn = 1 - turn;
+    stored.panel.factors = l.factors + group * wide + n, stored.panel.columns = columns;
+    stored.rows = apart + rows, stored.done = 0, stored.apart = apart;
+    stored.y = (uint8_t*)moved(l, r.y, at), stored.second = (const uint8_t*)moved(l, r.second, at);
+    stored.finish = columns > kFloats ? kinds[columns < kPanel] : kinds[2 + (columns < kFloats)];
   };
   const int64_t group = begin / per_group, start = begin % per_group * kPanel;
   const int8_t* const packed = (const int8_t*)l.packed;
@@ -157,8 +173,9 @@ static void multiply_tiles(const lc_layer& l, const Pixels& r, const int64_t* of
       if (n >= out) n = 0, ++g;
     }
   }
-  store_tiles(waiting);
-  finish_waiting(l, waiting, waiting.rows);
+  finish_some(l, both[1 - turn], both[1 - turn].rows);
+  store_tiles(both[turn]);
+  finish_some(l, both[turn], both[turn].rows);
   __asm__ volatile("tilerelease" : :);
 }
 

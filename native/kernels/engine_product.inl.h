@@ -31,6 +31,7 @@ static void finish(int32_t act, float* y, int64_t rows, int64_t row, int64_t cha
 // Maps of numbers, and n numbers further on in one that a layer makes; null stays null.
 LC_INLINE const float* numbers(const float* x) { return x; }
 LC_INLINE float* moved(const lc_layer&, const float* y, int64_t n) { return y ? (float*)y + n : nullptr; }
+LC_INLINE int64_t copy_threes(const lc_layer&, const float*, float*, int64_t) { return 0; }
 LC_INLINE int64_t floats_of(int64_t numbers) { return ceil_div(numbers, 16) * 16; }
 
 // --- weights --------------------------------------------------------------------------------------------------------

@@ -11,9 +11,27 @@ enum {
   kHeldFew = 48 << 10,       // and of few
 };
 
+template <int act>
+static void finish_of(float* y, int64_t rows, int64_t row, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r, y += row)
+    columns<1>(channels, [&](int64_t c, int64_t part) { write(y + c, finished<act>(some(y + c, part)), part); });
+}
+
+// What is left of an activation after `bounded`: nothing where it is none, ReLU or ReLU6.
+static void finish(int32_t act, float* y, int64_t rows, int64_t row, int64_t channels) {
+  switch (act) {
+    case kHardswish: return finish_of<kHardswish>(y, rows, row, channels);
+    case kSilu: return finish_of<kSilu>(y, rows, row, channels);
+    case kSigmoid: return finish_of<kSigmoid>(y, rows, row, channels);
+    case kHardsigmoid: return finish_of<kHardsigmoid>(y, rows, row, channels);
+    default: return;
+  }
+}
+
 // Maps of numbers, and n numbers further on in one that a layer makes; null stays null.
 LC_INLINE const float* numbers(const float* x) { return x; }
 LC_INLINE float* moved(const lc_layer&, const float* y, int64_t n) { return y ? (float*)y + n : nullptr; }
+LC_INLINE int64_t copy_threes(const lc_layer&, const float*, float*, int64_t) { return 0; }
 LC_INLINE int64_t floats_of(int64_t numbers) { return ceil_div(numbers, 16) * 16; }
 
 // --- weights --------------------------------------------------------------------------------------------------------

@@ -107,7 +107,10 @@ def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     {
-        "float64": (lambda p, t: (p, {**t, "t0": t["t0"].astype(np.float64)}), "must be float32, got float64 of 't0'"),
+        "float64": (
+            lambda p, t: (p, {**t, "t0": t["t0"].astype(np.float64)}),
+            "must be float32, int32 or int8, got float64 of 't0'",
+        ),
         "too many": (lambda p, t: (p, {**t, "more": t["t0"]}), "must be read by a step, got 'more' that none reads"),
         "too few": (lambda p, t: (p, {k: v for k, v in t.items() if k != "t1"}), "got the name 't1'"),
         "a number of numpy's": (lambda p, t: (replace(p, memory=np.int64(p.memory)), t), "plain numbers and words"),
@@ -149,7 +152,7 @@ def _meta(**fields: Any) -> Callable[[dict[str, Any]], None]:
 
 DEEP = "[" * 10_000 + "]" * 10_000
 HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "dtype": (_tensor(dtype="I64"), "tensor 't0': dtype must be F32, got 'I64'"),
+    "dtype": (_tensor(dtype="I64"), "tensor 't0': dtype must be F32, I32, I8, got 'I64'"),
     "key": (_tensor(more=1), "must have dtype, shape and data_offsets"),
     "negative": (_tensor(shape=[-4, 3]), "shape must be whole numbers"),
     "true": (_tensor(shape=[True, 3]), "shape must be whole numbers"),
@@ -157,13 +160,13 @@ HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "huge offsets": (_tensor(data_offsets=[2**61, 2**61 + 48]), "its tensors must follow one another"),
     "zero": (_tensor(shape=[0, 3]), "sizes from 1"),
     "rank": (_tensor(shape=[1] * 9), "at most 8 sizes"),
-    "bytes": (_tensor(shape=[4, 1, 1, 2]), "data_offsets must span 32 bytes, got"),
+    "bytes": (_tensor(shape=[4, 1, 1, 2]), "data_offsets must span 32 bytes from a multiple of 4, got"),
     "overlap": (lambda h: h["t1"].update(data_offsets=[0, 16]), "its tensors must follow one another"),
     "order": (_tensor(data_offsets=[48, 0]), "data_offsets must span 48 bytes"),
     "no tensor": (lambda h: h.update(t0=5), "must have dtype, shape and data_offsets, got 5"),
     "format": (_meta(format="pt"), "format 'leanconv', got 'pt'"),
-    "version": (_meta(format_version="2"), "format_version must be '1', got '2'"),
-    "number": (_meta(format_version=1), "format_version must be '1', got 1"),
+    "version": (_meta(format_version="3"), "format_version must be '1' or '2', got '3'"),
+    "number": (_meta(format_version=1), "format_version must be '1' or '2', got 1"),
     "metadata": (_meta(more="x"), "its metadata must be the texts"),
     "no plan": (lambda h: h["__metadata__"].pop("plan"), "its metadata must be the texts"),
     "plan is none": (_meta(plan=None), "its metadata must be the texts"),

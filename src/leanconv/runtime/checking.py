@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from leanconv.errors import Error
 from leanconv.runtime.encoding import LARGEST, STEPS, VALUES, shown
+from leanconv.runtime.kinds import Types, check_kinds, check_quant
 from leanconv.runtime.plan import Picture, Plan, Step, Value
 from leanconv.runtime.shapes import Shape, output_shape
 
@@ -16,16 +17,18 @@ __all__ = ["check", "lifetimes"]
 _ALIGNED = 16
 
 
-def check(plan: Plan, tensors: Mapping[str, Sequence[int]]) -> None:
+def check(plan: Plan, tensors: Mapping[str, Sequence[int]], types: Types | None = None) -> None:
     """Refuse a plan that cannot be run as it stands.
 
     What is checked: every step's output has the shape that follows from its inputs and tensors; every value is made
     once, and before it is read; values that live at the same time do not overlap in the arena, stand at multiples of
-    16 floats and within ``memory``; every tensor is read by a step; classes and picture fit output and input.
+    16 floats and within ``memory``; every tensor is read by a step; steps that read or make bytes may do so, and
+    have tensors of the right types (:mod:`leanconv.runtime.kinds`); classes and picture fit output and input.
 
     Args:
         plan: the plan.
         tensors: name -> shape, of every tensor there is.
+        types: name -> type of number (:data:`leanconv.runtime.kinds.TYPES`); None: all are float32.
 
     Raises:
         Error: the first thing that does not hold, with the step.
@@ -40,7 +43,7 @@ def check(plan: Plan, tensors: Mapping[str, Sequence[int]]) -> None:
     read: set[str] = set()
     for i, step in enumerate(plan.steps):
         try:
-            _step(plan, step, made, tensors)
+            _step(plan, step, made, tensors, types)
         except Error as error:
             raise Error(f"step {i} ({shown(step.layer or step.op)[1:-1]}): {error}") from None
         read.update(name for part in (step, *step.parts) for name in part.tensors.values())
@@ -70,18 +73,21 @@ def lifetimes(steps: Sequence[Step], input: int) -> dict[int, tuple[int, int]]:
 
 
 def _value(number: int, value: Value, plan: Plan) -> None:
-    if len(value.shape) != 3 or any(size < 1 for size in value.shape) or _floats(value.shape) > LARGEST:
+    if len(value.shape) != 3 or any(size < 1 for size in value.shape) or math.prod(value.shape) > LARGEST:
         raise Error(f"plan: a value must have 1 to 2^31 - 1 numbers, got {shown(value.shape)} of value {number}")
+    ends = number in (plan.input, plan.output)
+    if value.quant is not None:
+        check_quant(value.quant, number, ends)
     if value.offset is None:
         return
-    if number in (plan.input, plan.output):
+    if ends:
         raise Error(
             f"plan: input and output must have no place in the arena, got offset {value.offset} of value {number}"
         )
-    if value.offset % _ALIGNED or not 0 <= value.offset <= plan.memory - _floats(value.shape):
+    if value.offset % _ALIGNED or not 0 <= value.offset <= plan.memory - value.floats:
         raise Error(
             f"plan: a value must stand at a multiple of {_ALIGNED} within the arena of {plan.memory} floats, "
-            f"got offset {value.offset} of value {number}, {_floats(value.shape)} floats"
+            f"got offset {value.offset} of value {number}, {value.floats} floats"
         )
 
 
@@ -90,16 +96,18 @@ def _inside(number: int, plan: Plan, what: str) -> None:
         raise Error(f"{what} must be one of the {len(plan.values)} values, got {number}")
 
 
-def _step(plan: Plan, step: Step, made: set[int], tensors: Mapping[str, Sequence[int]]) -> None:
+def _step(plan: Plan, step: Step, made: set[int], tensors: Mapping[str, Sequence[int]], types: Types | None) -> None:
     for number in step.inputs:
         _readable(plan, number, made)
     shape = output_shape(step, [plan.values[number].shape for number in step.inputs], tensors)
     if step.op == "block":
-        _parts(plan, step, made, tensors)
+        _parts(plan, step, made, tensors, types)
     _make(plan, step.output, shape, made, placed=step.output != plan.output)
+    if step.op != "block":
+        check_kinds(step, plan.values, types)
 
 
-def _parts(plan: Plan, step: Step, made: set[int], tensors: Mapping[str, Sequence[int]]) -> None:
+def _parts(plan: Plan, step: Step, made: set[int], tensors: Mapping[str, Sequence[int]], types: Types | None) -> None:
     """What lies between the parts: each reads the one before, and the last makes the block's output."""
     before, shape = step.inputs[0], plan.values[step.inputs[0]].shape
     for i, part in enumerate(step.parts):
@@ -110,9 +118,11 @@ def _parts(plan: Plan, step: Step, made: set[int], tensors: Mapping[str, Sequenc
         if last:
             if part.output != step.output:
                 raise Error(f"the last part must make the block's output, {step.output}, got {part.output}")
+            check_kinds(part, plan.values, types)
             return
         shape = output_shape(part, [shape], tensors)
         _make(plan, part.output, shape, made, placed=False)
+        check_kinds(part, plan.values, types, inside=True)
         if part.output == plan.output:
             raise Error(f"the plan's output must not lie inside a block, got value {part.output}")
         before = part.output
@@ -149,7 +159,7 @@ def _places(plan: Plan) -> None:
     for i, step in enumerate(plan.steps):
         value = plan.values[step.output]
         if value.offset is not None:
-            entry = (value.offset, value.offset + _floats(value.shape), step.output)
+            entry = (value.offset, value.offset + value.floats, step.output)
             at = bisect_left(alive, entry)
             for other in alive[max(at - 1, 0) : at + 1]:
                 if other[0] < entry[1] and entry[0] < other[1]:
@@ -158,7 +168,7 @@ def _places(plan: Plan) -> None:
         for number in ends.get(i, ()):
             gone = plan.values[number]
             assert gone.offset is not None
-            del alive[bisect_left(alive, (gone.offset, gone.offset + _floats(gone.shape), number))]
+            del alive[bisect_left(alive, (gone.offset, gone.offset + gone.floats, number))]
 
 
 def _meaning(plan: Plan) -> None:
@@ -181,7 +191,3 @@ def _picture(picture: Picture, shape: Shape) -> None:
             raise Error(f"picture: {name} must be {channels} numbers, got {shown(numbers)}")
     if min(picture.std) < 1e-20:
         raise Error(f"picture: std must be above 0, got {shown(picture.std)}")
-
-
-def _floats(shape: Sequence[int]) -> int:
-    return math.prod(shape)

@@ -1,8 +1,9 @@
 """A :class:`~leanconv.runtime.plan.Plan` as compact JSON, and back.
 
 Fields that have their default are left out. A value is ``[height, width, channels]``, with its offset as a fourth
-number where it has one. Reading trusts nothing: types, names, counts and numbers are checked; whether the plan makes
-sense is :func:`leanconv.runtime.checking.check`'s question.
+number where it has one; of bytes it is ``[height, width, channels, offset or null, scale, zero]``.
+Reading trusts nothing: types, names, counts and numbers are checked; whether the plan makes sense is
+:func:`leanconv.runtime.checking.check`'s question.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from leanconv.errors import Error
-from leanconv.runtime.plan import Picture, Plan, Step, Value, Window
+from leanconv.runtime.plan import Picture, Plan, Quant, Step, Value, Window
 
 __all__ = ["LARGEST", "STEPS", "VALUES", "from_json", "parse", "shown", "to_json"]
 
@@ -42,7 +43,7 @@ def to_json(plan: Plan) -> str:
         Error: a field is not of the type that the plan's documentation says.
     """
     made: dict[str, Any] = {
-        "values": [[*v.shape] if v.offset is None else [*v.shape, v.offset] for v in plan.values],
+        "values": [_value_out(value) for value in plan.values],
         "steps": [_step_out(step) for step in plan.steps],
         "input": plan.input,
         "output": plan.output,
@@ -133,6 +134,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def _value_out(value: Value) -> list[Any]:
+    if value.quant is not None:
+        return [*value.shape, value.offset, value.quant.scale, value.quant.zero]
+    return [*value.shape] if value.offset is None else [*value.shape, value.offset]
+
+
 def _step_out(step: Step) -> dict[str, Any]:
     made: dict[str, Any] = {"op": step.op, "inputs": step.inputs, "output": step.output}
     for key in ("act", "groups", "count_padding", "layer"):
@@ -184,10 +191,16 @@ def _window(item: Any, what: str) -> Window:
 
 
 def _value(item: Any) -> Value:
-    numbers = _wholes(item, "plan: a value")
-    if len(numbers) not in (3, 4):
-        raise Error(f"plan: a value must be [height, width, channels] or with an offset too, got {shown(item)}")
-    return Value(numbers[:3], numbers[3] if len(numbers) == 4 else None)
+    what = "plan: a value"
+    if not isinstance(item, list) or len(item) not in (3, 4, 6):
+        raise Error(
+            f"{what} must be height, width, channels; offset; scale and zero: 3, 4 or 6 entries, got {shown(item)}"
+        )
+    offset = item[3] if len(item) > 3 else None
+    if offset is not None or len(item) == 4:
+        offset = _whole(offset, what)
+    quant = Quant(_real(item[4], what), _whole(item[5], what)) if len(item) == 6 else None
+    return Value(_wholes(item[:3], what), offset, quant)
 
 
 def _picture(item: Any) -> Picture:

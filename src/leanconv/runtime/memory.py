@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 
 from leanconv.errors import Error
 from leanconv.runtime.checking import lifetimes
@@ -27,7 +26,7 @@ def place(values: Sequence[Value], steps: Sequence[Step], input: int, output: in
     of which the best is taken.
 
     Args:
-        values: shapes; offsets that they have are forgotten.
+        values: shapes and quants; offsets that they have are forgotten.
         steps: in order.
         input, output: of the plan; both stay without a place, and so does what lies inside blocks.
 
@@ -76,7 +75,7 @@ def _spans(values: Sequence[Value], steps: Sequence[Step], input: int, output: i
                 raise Error(f"place: step {i} must read what a step before it makes, got value {number}")
         made.add(step.output)
     return {
-        number: (first, last, -(-prod(values[number].shape) // ALIGNED) * ALIGNED)
+        number: (first, last, -(-values[number].floats // ALIGNED) * ALIGNED)
         for number, (first, last) in lifetimes(steps, input).items()
         if number not in (input, output)
     }

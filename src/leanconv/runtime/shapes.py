@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from leanconv.errors import Error
 from leanconv.runtime.encoding import LARGEST, shown
-from leanconv.runtime.plan import ACTIVATIONS, OPS, Step, Window
+from leanconv.runtime.plan import ACTIVATIONS, OPS, Step, Window, roles
 
 __all__ = ["Shape", "output_shape"]
 
@@ -39,8 +39,9 @@ def output_shape(step: Step, inputs: Sequence[Shape], tensors: _Tensors) -> Shap
         raise Error(f"op must be one of {', '.join(OPS)}, got {shown(step.op)}")
     if step.act not in ACTIVATIONS:
         raise Error(f"act must be one of {', '.join(ACTIVATIONS)}, got {shown(step.act)}")
-    if set(step.tensors) != set(OPS[step.op]):
-        raise Error(f"tensors must be {_names(OPS[step.op])}, got {_names(sorted(step.tensors))}")
+    wanted = roles(step.op, quantized="scale" in step.tensors)
+    if set(step.tensors) != set(wanted):
+        raise Error(f"tensors must be {_names(wanted)}, got {_names(sorted(step.tensors))}")
     for name in step.tensors.values():
         if name not in tensors:
             raise Error(f"every tensor must stand in the file, got the name {shown(name)}")
@@ -52,6 +53,8 @@ def output_shape(step: Step, inputs: Sequence[Shape], tensors: _Tensors) -> Shap
         shape = _RULES[step.op](step, tuple(inputs), own)
     if any(size < 1 for size in shape) or shape[0] * shape[1] * shape[2] > LARGEST:
         raise Error(f"its output must have 1 to 2^31 - 1 numbers, got {_by(shape)}")
+    if "scale" in step.tensors:
+        _must("scale", tensors[step.tensors["scale"]], shape[2:], "(out)")
     if len(inputs) > 1 and step.op in _ADDS and tuple(inputs[1]) != shape:
         raise Error(f"its second input must have the shape of its output, {_by(shape)}, got {_by(inputs[1])}")
     return shape
@@ -67,7 +70,7 @@ def _only_its_own(step: Step) -> None:
         raise Error("count_padding must be given to avg_pool alone, got false")
     if step.parts and step.op != "block":
         raise Error(f"parts must be given to block alone, got {len(step.parts)}")
-    if step.act != "none" and step.op in ("softmax", "block"):
+    if step.act != "none" and step.op in ("softmax", "block", "quantize", "dequantize"):
         raise Error(f"act must be none, got {step.act}")
 
 
@@ -228,4 +231,6 @@ _RULES: Mapping[str, Callable[[Step, Sequence[Shape], _Tensors], Shape]] = {
     "concat": _concat,
     "activation": _same,
     "softmax": _same,
+    "quantize": _same,
+    "dequantize": _same,
 }

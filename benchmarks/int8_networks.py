@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -47,13 +45,12 @@ def _unit(
 
 @torch.no_grad()
 def spread(model: nn.Module, powers: int, seed: int = 0) -> int:
-    """Multiply channels before ReLUs by random powers of two and divide what reads them: the function stays, bit for bit.
+    """Multiply channels before a ReLU by random powers of two and divide what reads them: the function stays.
 
-    Where a batch norm's output goes through a ReLU or nothing into one convolution (or a batch norm alone stands
-    between), channel c is multiplied by 2^e, e drawn from -powers to powers.
+    Of every run of norm, ReLU, convolution in an nn.Sequential; channel c by 2^e, e drawn from -powers to powers.
 
     Args:
-        model: nn.Sequential parts in which layers follow one another, as trained networks of leanconv have them.
+        model: in which such runs are.
         powers: the largest exponent.
         seed: of the exponents.
 
@@ -62,32 +59,12 @@ def spread(model: nn.Module, powers: int, seed: int = 0) -> int:
     """
     generator = torch.Generator().manual_seed(seed)
     changed = 0
-    for chain in _chains(model):
+    for chain in [list(module) for module in model.modules() if isinstance(module, nn.Sequential)]:
         for norm, between, conv in zip(chain, chain[1:], chain[2:], strict=False):
-            if not isinstance(between, nn.ReLU | nn.Identity) or not isinstance(conv, nn.Conv2d):
-                continue
-            if not isinstance(norm, nn.Module) or getattr(norm, "running_mean", None) is None:
-                continue
-            factors = 2.0 ** torch.randint(-powers, powers + 1, (norm.weight.numel(),), generator=generator)
-            norm.weight.mul_(factors)
-            norm.bias.mul_(factors)
-            if conv.groups > 1:
-                conv.weight.div_(factors.repeat_interleave(conv.out_channels // conv.groups)[:, None, None, None])
-            else:
-                conv.weight.div_(factors[None, :, None, None])
-            changed += 1
+            if isinstance(norm, nn.BatchNorm2d) and isinstance(between, nn.ReLU) and isinstance(conv, nn.Conv2d):
+                factors = 2.0 ** torch.randint(-powers, powers + 1, norm.weight.shape, generator=generator)
+                norm.weight.mul_(factors)
+                norm.bias.mul_(factors)
+                conv.weight.div_(factors.view(-1, 1, 1, 1) if conv.groups > 1 else factors.view(1, -1, 1, 1))
+                changed += 1
     return changed
-
-
-def _chains(model: nn.Module) -> list[list[nn.Module]]:
-    """Layers that run one after another."""
-    found: list[list[nn.Module]] = []
-    for module in model.modules():
-        if isinstance(module, nn.Sequential):
-            found.append([leaf for child in module.children() for leaf in ([child] if not list(child.children()) else [])])
-    return found
-
-
-def decibel(ratio: float) -> float:
-    """10 log10."""
-    return 10 * math.log10(ratio)

@@ -1,9 +1,9 @@
 """Channels of one size: factors that leave a network's function and move what bytes cannot hold.
 
-Where layer A alone feeds layer B, through nothing but ReLU and pooling, channel c of A may be divided by f_c > 0 and B's
-weights of that channel multiplied by it. A's weights do not mind, for they have a scale per output channel. What B reads
-has one scale for all channels, and small channels drown in it; B's weights have one per output channel, in which the
-weights of small inputs drown. A depthwise B has one per channel, so all channels are made equally large for it; for
+Where layer A alone feeds layer B, through nothing but ReLU and pooling, channel c of A may be divided by f_c > 0 and
+B's weights of that channel multiplied by it. A's weights do not mind, for they have a scale per output channel. What B
+reads has one scale for all channels, and small channels drown in it; B's weights have one per output channel, in which
+the weights of small inputs drown. A depthwise B has one per channel, so all channels are made equally large for it; for
 others f is chosen by an estimate of the noise of both roundings (cross-layer equalisation after Nagel et al. 2019, who
 balance weights; with the activations' ranges of SmoothQuant, Xiao et al. 2022).
 

@@ -37,7 +37,7 @@ class Histogram:
     @property
     def centres(self) -> NDArray[np.float64]:
         """The middle of each bin, float64 (2 BINS,)."""
-        return (np.arange(-BINS, BINS) + 0.5) * self.width
+        return np.asarray((np.arange(-BINS, BINS) + 0.5) * self.width, np.float64)
 
     def add(self, x: NDArray[Any]) -> bool:
         """Count numbers.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from leanconv.deploy.quantisation.weights import WEIGHTED, Layer, quantised
 from leanconv.runtime.memory import place
-from leanconv.runtime.plan import Plan, Quant, Step, Value, Window
+from leanconv.runtime.plan import BOUNDED, Plan, Quant, Step, Value, Window
 
 __all__ = ["Lowered", "lower", "pointed", "shared", "units"]
 
@@ -44,17 +44,25 @@ class Lowered:
 
 
 def pointed(plan: Plan, tensors: Tensors) -> tuple[Plan, dict[str, Array]]:
-    """The same plan with each affine map as a depthwise convolution of one tap, which bytes know."""
+    """The same function in steps that bytes know.
+
+    An affine map becomes a depthwise convolution of one tap, an activation that does more than bound stands behind
+    max_pool instead of in it.
+    """
     made = dict(tensors)
-    steps = []
+    values, steps = list(plan.values), []
     for step in plan.steps:
+        if step.op == "max_pool" and step.act not in BOUNDED:
+            values.append(replace(values[step.output], offset=None))
+            steps.append(replace(step, act="none", output=len(values) - 1))
+            step = Step("activation", (len(values) - 1,), step.output, step.act, layer=step.layer)
         if step.op == "affine":
             name = f"{step.tensors['weight']}.point"
             made[name] = tensors[step.tensors["weight"]].reshape(1, 1, -1)
             step = replace(step, op="depthwise", window=Window(), tensors={**step.tensors, "weight": name})
         steps.append(step)
     named = {name for step in steps for part in (step, *step.parts) for name in part.tensors.values()}
-    return replace(plan, steps=tuple(steps)), {name: made[name] for name in made if name in named}
+    return replace(plan, values=tuple(values), steps=tuple(steps)), {name: made[name] for name in made if name in named}
 
 
 def units(plan: Plan) -> list[int]:
@@ -76,14 +84,15 @@ def shared(plan: Plan, quants: Mapping[int, Quant]) -> dict[int, Quant]:
     pools = {step.output for step in plan.steps if step.op == "max_pool"}
     for step in plan.steps:
         if step.op == "concat" and step.act == "none":
-            for number in step.inputs:
-                if readers[number] == 1 and number != plan.input and number not in pools:
-                    if quants[step.output].scale <= 1.42 * quants[number].scale:
-                        found[number] = quants[step.output]
+            fine = quants[step.output].scale
+            alone = [n for n in step.inputs if readers[n] == 1 and n != plan.input and n not in pools]
+            found |= {n: quants[step.output] for n in alone if fine <= 1.42 * quants[n].scale}
     return found
 
 
-def lower(plan: Plan, tensors: Tensors, quants: Mapping[int, Quant], kept: Collection[int] = (), clipped: bool = False) -> Lowered:
+def lower(
+    plan: Plan, tensors: Tensors, quants: Mapping[int, Quant], kept: Collection[int] = (), clipped: bool = False
+) -> Lowered:
     """Bytes wherever they can be.
 
     Args:
@@ -177,80 +186,103 @@ class _Lowering:
 
     def _floats(self, step: Step) -> None:
         inputs = tuple(self._as_real(number) for number in step.inputs)
-        for part in (step, *step.parts):
-            self._tensors |= {name: self._old[name] for name in part.tensors.values()}
-        parts = self._inner(step, inputs, lambda part: self._value(part.output))
+        names = [
+            {role: self._put(name, self._old[name]) for role, name in part.tensors.items()}
+            for part in step.parts or (step,)
+        ]
+        inner = [self._value(part.output) for part in step.parts[:-1]]
+        self._real |= {part.output: number for part, number in zip(step.parts[:-1], inner, strict=False)}
+        parts = self._inner(step, inputs, inner, names)
         self._real[step.output] = self._value(step.output)
-        self._steps.append(self._closed(step, inputs, parts, self._real[step.output]))
+        self._steps.append(self._closed(step, inputs, parts, names, self._real[step.output]))
 
     def _bytes(self, step: Step, makes_real: bool) -> bool:
-        inputs = [self._as_byte(number) for number in step.inputs[:1]]
         joined = step.op in (*WEIGHTED, "block") and makes_real
-        inputs += [self._as_real(n) if joined else self._as_byte(n) for n in step.inputs[1:]]
-        scales = [self._quants[number].scale for number in step.inputs]
-        names: dict[str, Mapping[str, str]] = {}
-        at = scales[0]
+        inputs = (
+            *(self._as_byte(number) for number in step.inputs[:1]),
+            *(self._as_real(number) if joined else self._as_byte(number) for number in step.inputs[1:]),
+        )
+        names: list[dict[str, str]] = []
+        read = step.inputs[:1] if joined else step.inputs
         for part in step.parts or (step,):
             last = part.output == step.output
-            least = max(at, *scales[1:]) if last else at
-            if part.op in WEIGHTED:
-                layer = quantised(part.op, *(self._old[part.tensors[role]] for role in ("weight", "bias")), at, self._clipped)
-                if not layer.fits:
-                    return False
-                names[part.tensors["weight"]] = self._written(part, layer)
-                least = max(at * float((layer.sums * layer.scale.astype(np.float64)).max()) / _ONE_STEP, (max(scales[1:], default=0) if last else 0) / 2**19)
-            elif part.op == "multiply":
-                least = scales[0] * scales[1] / 2**13
-            else:
-                least = max(scales) / 2**19
-            self._settle(part, least, makes_real and last)
-            at = self._quants[part.output].scale
-        parts = self._inner(step, tuple(inputs), lambda part: self._value(part.output, self._quants[part.output]), names)
+            scales = [self._quants[number].scale for number in (read if not step.parts else (part.inputs[0],))]
+            if step.parts and last:
+                scales += [self._quants[number].scale for number in read[1:]]
+            layer = self._layer_of(part, scales[0]) if part.op in WEIGHTED else None
+            if layer is not None and not layer.fits:
+                return False
+            names.append({} if layer is None else self._written(part, layer))
+            if not (makes_real and last):
+                self._settle(part, self._least(part, scales, layer))
+        inner = [self._value(part.output, self._quants[part.output]) for part in step.parts[:-1]]
+        self._byte |= {part.output: number for part, number in zip(step.parts[:-1], inner, strict=False)}
+        parts = self._inner(step, inputs, inner, names)
         output = self._value(step.output, None if makes_real else self._quants[step.output])
         (self._real if makes_real else self._byte)[step.output] = output
-        own = {} if step.parts or step.op not in WEIGHTED else {"tensors": names[step.tensors["weight"]]}
-        self._steps.append(self._closed(replace(step, **own), tuple(inputs), parts, output))
+        self._steps.append(self._closed(step, inputs, parts, names, output))
         if step.output == self._plan.output:
             self._as_real(step.output)
         return True
 
-    def _settle(self, part: Step, least: float, real: bool) -> None:
-        """The bytes of a step's output: the input's behind max_pool; never so fine that the result leaves 32 bits."""
+    def _layer_of(self, part: Step, scale: float) -> Layer:
+        weight, bias = (self._old[part.tensors[role]] for role in ("weight", "bias"))
+        return quantised(part.op, weight, bias, scale, self._clipped)
+
+    def _least(self, part: Step, scales: list[float], layer: Layer | None) -> float:
+        """The finest scale of an output with which a step's result stays far inside 32 bits."""
+        least = max(scales) / 2**19
+        if layer is not None:
+            least = max(least, scales[0] * float((layer.sums * layer.scale.astype(np.float64)).max()) / _ONE_STEP)
+        if part.op in ("mean", "avg_pool"):
+            height, width, _ = self._plan.values[part.inputs[0]].shape
+            least = max(least, 255 * scales[0] * height * width / _ONE_STEP)
+        if part.op == "multiply":
+            least = max(least, 255**2 * scales[0] * scales[1] / _ONE_STEP)
+        return least
+
+    def _settle(self, part: Step, least: float) -> None:
+        """The bytes of a step's output: the input's behind max_pool, and never finer than ``least``."""
         own = self._quants[part.output]
         if part.op == "max_pool":
             self._quants[part.output] = self._quants[part.inputs[0]]
-        elif own.scale < least and not real:
+        elif own.scale < least:
             self._quants[part.output] = Quant(float(np.float32(least * 1.001)), own.zero)
 
     def _written(self, part: Step, layer: Layer) -> dict[str, str]:
         """Put a layer's tensors down; role -> name."""
-        found = {}
-        for role, values in (("weight", layer.weight), ("bias", layer.bias), ("scale", layer.scale)):
-            base = part.tensors["weight"].removesuffix(".weight") + f".{role}" if role == "scale" else part.tensors[role]
-            name, turn = base, 1
-            while name in self._tensors and not _same(self._tensors[name], values):
-                turn += 1
-                name = f"{base}.{turn}"
-            self._tensors[name] = values
-            found[role] = name
-        return found
+        weight, bias = part.tensors["weight"], part.tensors["bias"]
+        scale = f"{weight.removesuffix('.point').removesuffix('.weight')}.scale"
+        values: dict[str, Array] = {weight: layer.weight, bias: layer.bias, scale: layer.scale}
+        return {
+            role: self._put(name, values[name]) for role, name in zip(("weight", "bias", "scale"), values, strict=True)
+        }
 
-    def _inner(self, step: Step, inputs: tuple[int, ...], made: Any, names: Mapping[str, Mapping[str, str]] | None = None) -> list[Step]:
-        """The parts of a block but for the last one's output."""
+    def _put(self, base: str, values: Array) -> str:
+        name, turn = base, 1
+        while name in self._tensors and not _same(self._tensors[name], values):
+            turn += 1
+            name = f"{base}.{turn}"
+        self._tensors[name] = values
+        return name
+
+    def _inner(self, step: Step, inputs: tuple[int, ...], inner: list[int], names: list[dict[str, str]]) -> list[Step]:
+        """The parts of a block; the last one's output is for :meth:`_closed` to fill in."""
         parts = []
-        at = inputs[0]
-        for part in step.parts:
+        for i, part in enumerate(step.parts):
             last = part is step.parts[-1]
-            tensors = part.tensors if names is None else names[part.tensors["weight"]]
+            at = inputs[0] if i == 0 else inner[i - 1]
             reads = (at, *inputs[1:]) if last else (at,)
-            at = -1 if last else made(part)
-            parts.append(replace(part, inputs=reads, output=at, tensors=tensors))
+            parts.append(replace(part, inputs=reads, output=-1 if last else inner[i], tensors=names[i]))
         return parts
 
-    def _closed(self, step: Step, inputs: tuple[int, ...], parts: list[Step], output: int) -> Step:
+    def _closed(
+        self, step: Step, inputs: tuple[int, ...], parts: list[Step], names: list[dict[str, str]], output: int
+    ) -> Step:
         if parts:
             parts[-1] = replace(parts[-1], output=output)
-        return replace(step, inputs=inputs, output=output, parts=tuple(parts))
+        tensors = {} if parts else names[0]
+        return replace(step, inputs=inputs, output=output, parts=tuple(parts), tensors=tensors)
 
     def _value(self, old: int, quant: Quant | None = None) -> int:
         self._values.append(Value(self._plan.values[old].shape, None, quant))

@@ -120,7 +120,9 @@ def observe(
 
     def watch(number: int, x: Array) -> None:
         if not seen[number].add(x):
-            raise Error(f"int8: the network's numbers must be finite on the images, got others in {layers.get(number, 'the input')}")
+            raise Error(
+                f"int8: the network's numbers must be finite on the images, got others in {layers.get(number, 'input')}"
+            )
 
     for batch in batches:
         watched(plan, tensors, batch, watch)

@@ -53,7 +53,7 @@ def within(rule: str, counted: Histogram, percentile: float) -> tuple[float, flo
 
 
 def error(counted: Histogram, bytes_: Quant) -> float:
-    """Sum of the squared differences between the numbers and what their bytes stand for, each number as its bin's middle."""
+    """Sum of the squared differences between the numbers, each as its bin's middle, and what their bytes stand for."""
     filled = counted.counts > 0
     return float(_errors(counted.centres[filled], counted.counts[filled], [bytes_])[0])
 
@@ -82,7 +82,7 @@ def _percentile(counted: Histogram, percentile: float) -> tuple[float, float]:
 
 
 def _mse(counted: Histogram, percentile: float) -> tuple[float, float]:
-    """The range of the smallest mean square error: both ends are drawn in together, then one after the other, by hundredths."""
+    """The range of the smallest square error: both ends are drawn in together, then one after the other."""
     filled = counted.counts > 0
     centres, counts = counted.centres[filled], counted.counts[filled]
     shares = np.arange(100, 4, -1) / 100

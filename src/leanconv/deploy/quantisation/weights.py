@@ -48,7 +48,11 @@ class Layer:
 
 def rows(op: str, weight: Array) -> Array:
     """The weights of each output channel, (out, K); a view where it can be one."""
-    return np.moveaxis(weight, -1, 0).reshape(weight.shape[-1], -1) if op == "depthwise" else weight.reshape(len(weight), -1)
+    return (
+        np.moveaxis(weight, -1, 0).reshape(weight.shape[-1], -1)
+        if op == "depthwise"
+        else weight.reshape(len(weight), -1)
+    )
 
 
 def spread(step: Step, channels: Array, weight: Array) -> Array:

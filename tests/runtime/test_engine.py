@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import leanconv
+from byte_plans import in_bytes
 from lean_plans import Builder, Tensors, by_torch, mobilenet, plans
 from leanconv import data, runtime
 from leanconv.errors import Error
@@ -256,3 +258,30 @@ def test_the_room_says_what_it_has() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'laod'"):
         _ = runtime.laod
     assert Step in (type(step) for step in mobilenet(0.25, 32, 10)[0].steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["floats", "bytes"])
+def test_ten_threads_for_a_minute(tmp_path: Path, kind: str) -> None:
+    plan, tensors = mobilenet(0.25, 64, 10)
+    write(tmp_path / "m.lean", *((plan, tensors) if kind == "floats" else in_bytes(plan, tensors, floats=0)))
+    inputs = [np.random.default_rng(i).standard_normal((1 + i % 3, 3, 64, 64)).astype(np.float32) for i in range(10)]
+    wrong: list[int] = []
+    calls = [0] * 10
+    with load(tmp_path / "m.lean") as net:
+        alone = [net(x) for x in inputs]
+        end = time.monotonic() + 60
+
+        def work(i: int) -> None:
+            while time.monotonic() < end and not wrong:
+                calls[i] += 1
+                if not np.array_equal(net(inputs[i]), alone[i]):
+                    wrong.append(i)
+
+        workers = [threading.Thread(target=work, args=(i,)) for i in range(10)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert not wrong
+    assert min(calls) > 10

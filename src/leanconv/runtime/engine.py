@@ -12,6 +12,7 @@ import numpy as np
 from leanconv import _native
 from leanconv.errors import Error
 from leanconv.runtime.file import read
+from leanconv.runtime.limits import check_limits
 from leanconv.runtime.plan import Plan
 from leanconv.runtime.threads import usable_cores
 
@@ -39,7 +40,7 @@ class _Runner(Protocol):
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool = False) -> Engine:
+def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool = False, limits: bool = True) -> Engine:
     """Open a ``.lean`` file.
 
     Args:
@@ -47,15 +48,21 @@ def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool 
         threads: how many a call may use, 1 to 64; None: what affinity and the control group's quota grant this process.
         verify: compare the weights with their SHA-256 (10 to 40 ms for 17 MB). The rest of the file, and every bound,
             is always checked.
+        limits: refuse a network that needs more memory than this machine has, or takes minutes for one image
+            (:mod:`leanconv.runtime.limits`).
 
     Returns:
         The network.
 
     Raises:
-        Error: no such file, or one that :func:`leanconv.runtime.file.read` refuses; ``threads`` out of range.
+        Error: no such file, or one that :func:`leanconv.runtime.file.read` refuses; ``threads`` out of range;
+            beyond the limits.
     """
     plan, tensors = read(path, verify)
-    return Engine(plan, tensors, threads, os.path.basename(path))
+    name = os.path.basename(path)
+    if limits:
+        check_limits(plan, name)
+    return Engine(plan, tensors, threads, name)
 
 
 class Engine:

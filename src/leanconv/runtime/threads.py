@@ -1,10 +1,10 @@
-"""How many threads this process may have at once."""
+"""How many threads this process may have at once, and what its control group says."""
 
 from __future__ import annotations
 
 import os
 
-__all__ = ["usable_cores"]
+__all__ = ["control_group", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -14,15 +14,33 @@ def usable_cores() -> int:
     return max(1, min(cores, quota)) if quota else cores
 
 
-def _quota(root: str | os.PathLike[str]) -> int | None:
-    """Cores that the control group grants, version 2 or 1; None: no limit."""
+def control_group(new: str, *old: str, root: str | os.PathLike[str] = "/sys/fs/cgroup") -> list[str] | None:
+    """The words of a file of the control group.
+
+    Args:
+        new: its name in version 2.
+        old: files that say the same in version 1, one word each.
+        root: where control groups are mounted.
+
+    Returns:
+        None: there is none, as outside Linux.
+    """
     try:
-        if os.path.isfile(os.path.join(root, "cpu.max")):
-            limit, period = _text(root, "cpu.max").split()
-        else:
-            limit, period = _text(root, "cpu/cpu.cfs_quota_us"), _text(root, "cpu/cpu.cfs_period_us")
+        for names in ((new,), old):
+            if os.path.isfile(os.path.join(root, names[0])):
+                return [word for name in names for word in _text(root, name).split()]
+    except OSError:
+        pass
+    return None
+
+
+def _quota(root: str | os.PathLike[str]) -> int | None:
+    """Cores that the control group grants; None: no limit."""
+    try:
+        words = control_group("cpu.max", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us", root=root)
+        limit, period = words or ("max", "")
         return -(-int(limit) // int(period)) if int(limit) > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):  # not Linux, or "max"
+    except (ValueError, ZeroDivisionError):  # "max"
         return None
 
 

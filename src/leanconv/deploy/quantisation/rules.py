@@ -20,14 +20,14 @@ def quant(low: float, high: float) -> Quant:
     """The bytes of a range that holds 0: scale = (high - low) / 255, zero = round(-low / scale).
 
     Args:
-        low, high: the range; it is widened to hold 0. Where it is empty the scale is 1.
+        low, high: the range; it is widened to hold 0. Where it is empty the scale is 2^-10: the units of a bias.
 
     Returns:
         A scale that is a float32 in [1e-30, 1e30], and the byte of 0.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     if high == low:
-        return Quant(1.0, 0)
+        return Quant(2.0**-10, 0)
     scale = float(np.float32(min(max((high - low) / 255, 2 * _LEAST), _MOST / 2)))
     return Quant(scale, min(max(round(-low / scale), 0), 255))
 

@@ -105,7 +105,15 @@ def test_what_stays_in_float_and_what_goes_with_it() -> None:
         2: "to keep the accuracy",
         5: "softmax",
     }
-    assert [step.op for step in made.plan.steps] == ["conv", "max_pool", "conv", "quantize", "mean", "linear", "softmax"]
+    assert [step.op for step in made.plan.steps] == [
+        "conv",
+        "max_pool",
+        "conv",
+        "quantize",
+        "mean",
+        "linear",
+        "softmax",
+    ]
     _, _, made = lowered(plan, tensors, x, {2})
     assert [step.op for step in made.plan.steps] == [
         *("quantize", "conv", "max_pool", "dequantize", "conv", "quantize", "mean", "linear", "softmax"),
@@ -150,7 +158,11 @@ def test_concatenated_maps_share_bytes_that_are_nearly_as_fine() -> None:
     builder.steps.pop()
     builder.values.pop()
     plan = builder.plan()
-    quants = {n: Quant(1.0, 9) for n in range(len(plan.values))} | {a: Quant(0.9, 3), b: Quant(0.1, 3), c: Quant(2.0, 1)}
+    quants = {n: Quant(1.0, 9) for n in range(len(plan.values))} | {
+        a: Quant(0.9, 3),
+        b: Quant(0.1, 3),
+        c: Quant(2.0, 1),
+    }
     found = shared(plan, quants)
     assert (found[a], found[b], found[c]) == (quants[whole], quants[b], quants[whole])
 
@@ -208,7 +220,9 @@ def test_numbers_that_are_not_finite_are_told() -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(("relu", "none", "relu6")), st.sampled_from(("none", "mean", "max", "avg")))
+@given(
+    st.integers(0, 2**31), st.sampled_from(("relu", "none", "relu6")), st.sampled_from(("none", "mean", "max", "avg"))
+)
 def test_equalising_leaves_the_function(seed: int, act: str, between: str) -> None:
     random = np.random.default_rng(seed)
     builder = Builder((6, 6, 3), seed)
@@ -224,7 +238,9 @@ def test_equalising_leaves_the_function(seed: int, act: str, between: str) -> No
     for step in plan.steps:  # channels of very different sizes
         if step.op in ("conv", "depthwise"):
             weight = tensors[step.tensors["weight"]]
-            sizes = (2.0 ** random.integers(-3, 3, weight.shape[-1 if step.op == "depthwise" else 0])).astype(np.float32)
+            sizes = (2.0 ** random.integers(-3, 3, weight.shape[-1 if step.op == "depthwise" else 0])).astype(
+                np.float32
+            )
             weight *= sizes if step.op == "depthwise" else sizes.reshape(-1, 1, 1, 1)
             tensors[step.tensors["bias"]] *= sizes
     batch = noise(plan, 16, seed)
@@ -239,7 +255,9 @@ def test_equalising_leaves_the_function(seed: int, act: str, between: str) -> No
     if act != "relu6":  # on any input; behind relu6 where nothing clips that did not before
         other = 10 * noise(plan, 4, seed + 1)
         right = Reference(plan, tensors, np.float64).run(other)
-        assert np.allclose(Reference(plan, made, np.float64).run(other), right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
+        assert np.allclose(
+            Reference(plan, made, np.float64).run(other), right, rtol=1e-4, atol=1e-5 * np.abs(right).max()
+        )
     # What a depthwise layer reads has channels of one size.
     again = observe(plan, made, [batch])[wide].channels.largest
     if act != "relu6":
@@ -286,7 +304,9 @@ def unequal(plan: Plan, tensors: Any, powers: int, seed: int = 0) -> tuple[Plan,
         first, second = link.first.tensors, link.second.tensors
         bias, weight = made[first["bias"]], made[first["weight"]]
         f = (2.0 ** random.integers(-powers, powers + 1, len(bias))).astype(np.float32)
-        made[first["weight"]] = weight * (f if link.first.op == "depthwise" else f.reshape(-1, *(1,) * (weight.ndim - 1)))
+        made[first["weight"]] = weight * (
+            f if link.first.op == "depthwise" else f.reshape(-1, *(1,) * (weight.ndim - 1))
+        )
         made[first["bias"]] = bias * f
         made[second["weight"]] = made[second["weight"]] / spread(link.second, f, made[second["weight"]])
     return plan, made

@@ -29,6 +29,7 @@ __all__ = ["Made", "calibrated", "quantise"]
 Array = NDArray[Any]
 Tensors = Mapping[str, Array]
 Say = Callable[[str], None]
+Opening = Callable[[Plan, Tensors], Engine]
 
 FEW = 16
 """Images for signal to noise, layer by layer."""
@@ -115,7 +116,9 @@ def calibrated(plan: Plan, tensors: Tensors, images: Images, options: Int8, say:
     return Calibrated(plan, own, biased, quants, count)
 
 
-def quantise(plan: Plan, tensors: Tensors, samples: Samples, options: Int8, say: Say | None = None) -> Made:
+def quantise(
+    plan: Plan, tensors: Tensors, samples: Samples, options: Int8, say: Say | None = None, opening: Opening = Engine
+) -> Made:
     """A plan of bytes that loses no more than the user allows.
 
     All that can be bytes is made bytes. Where that loses more than ``options.max_drop`` points, layers are ranked by
@@ -127,6 +130,7 @@ def quantise(plan: Plan, tensors: Tensors, samples: Samples, options: Int8, say:
         samples: to calibrate and to measure on.
         options: how.
         say: called with a few words before each stage.
+        opening: makes of a plan of bytes and its tensors the engine that is measured.
 
     Raises:
         Error: the bound cannot be held with anything left in bytes; nothing can be bytes; numbers that are not finite.
@@ -135,7 +139,7 @@ def quantise(plan: Plan, tensors: Tensors, samples: Samples, options: Int8, say:
     told = say or (lambda words: None)
     ready = calibrated(plan, tensors, samples.calibration, options, told)
     labels = samples.measured.labels
-    with _engine(ready.plan, ready.tensors) as engine:
+    with Engine(ready.plan, ready.tensors) as engine:
         reference = outputs(engine, samples.measured, _counting(told, "measuring float"))
     before = judged(reference, reference, labels).score
 
@@ -143,7 +147,7 @@ def quantise(plan: Plan, tensors: Tensors, samples: Samples, options: Int8, say:
         return lower(ready.plan, ready.biased, ready.quants, kept, options.clip_weights)
 
     def measured(found: Lowered, words: str) -> Measured:
-        with _engine(found.plan, found.tensors) as engine:
+        with opening(found.plan, found.tensors) as engine:
             return judged(outputs(engine, samples.measured, _counting(told, words)), reference, labels)
 
     lowered = made(())
@@ -196,7 +200,7 @@ def _input(plan: Plan, seen: Seen) -> Quant:
 
 def _alone(ready: Calibrated, made: Callable[[Sequence[int]], Lowered], images: Images, say: Say) -> dict[int, float]:
     """Units, the dearest first, with the noise of the output in dB when each alone is in bytes."""
-    with _engine(ready.plan, ready.tensors) as engine:
+    with Engine(ready.plan, ready.tensors) as engine:
         wanted = outputs(engine, images)
     every = units(ready.plan)
     ratios: dict[int, float] = {}
@@ -204,7 +208,7 @@ def _alone(ready: Calibrated, made: Callable[[Sequence[int]], Lowered], images: 
     def cost(unit: int) -> float:
         say(f"ranking layers, {len(ratios) + 1} of {len(every)}")
         found = made([other for other in every if other != unit])
-        with _engine(found.plan, found.tensors) as engine:
+        with Engine(found.plan, found.tensors) as engine:
             ratios[unit] = judged(outputs(engine, images), wanted, None).ratio
         return -ratios[unit]
 
@@ -221,10 +225,6 @@ def _rows(
         rows.append(LayerRow(step.layer, step.op, kept, ratios.get(step.output), alone.get(i)))
         rows += [LayerRow(part.layer, f"- {part.op}", "", ratios.get(part.output)) for part in step.parts[:-1]]
     return tuple(rows)
-
-
-def _engine(plan: Plan, tensors: Tensors) -> Engine:
-    return Engine(plan, tensors)
 
 
 def _counting(say: Say, words: str) -> Callable[[int, int], None]:

@@ -19,7 +19,7 @@ from leanconv.deploy.quantisation.choosing import fewest, ranked
 from leanconv.deploy.quantisation.equalisation import MARGIN, equalised, links
 from leanconv.deploy.quantisation.lowering import Lowered, lower, pointed, shared, units
 from leanconv.deploy.quantisation.measuring import noises
-from leanconv.deploy.quantisation.observing import observe, opened, watched
+from leanconv.deploy.quantisation.observing import observe, watched
 from leanconv.deploy.quantisation.options import Int8
 from leanconv.deploy.quantisation.quantising import calibrated, quantise
 from leanconv.deploy.quantisation.rules import quant, within

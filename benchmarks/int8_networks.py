@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["mobilenet_v2", "spread"]
+from leanconv.deploy.quantisation.equalisation import links
+from leanconv.deploy.quantisation.weights import spread
+from leanconv.runtime.plan import Plan, Step
+
+__all__ = ["mobilenet_v2", "unequal"]
 
 
 def mobilenet_v2(num_classes: int = 10, in_chans: int = 3, width: float = 0.5, act: str = "relu6") -> nn.Module:
@@ -43,28 +51,24 @@ def _unit(
     return [conv, nn.BatchNorm2d(outputs), *([] if kind is None else [kind()])]
 
 
-@torch.no_grad()
-def spread(model: nn.Module, powers: int, seed: int = 0) -> int:
-    """Multiply channels before a ReLU by random powers of two and divide what reads them: the function stays.
+def unequal(plan: Plan, tensors: Mapping[str, Any], powers: int, seed: int = 0) -> tuple[Plan, dict[str, Any]]:
+    """The same function with channels of very unequal sizes; relu6 is taken for relu, which alone lets them be.
 
-    Of every run of norm, ReLU, convolution in an nn.Sequential; channel c by 2^e, e drawn from -powers to powers.
-
-    Args:
-        model: in which such runs are.
-        powers: the largest exponent.
-        seed: of the exponents.
-
-    Returns:
-        How many places were changed.
+    Channels between two layers are multiplied by 2^e, e drawn from -powers to powers, and what reads them divides.
     """
-    generator = torch.Generator().manual_seed(seed)
-    changed = 0
-    for chain in [list(module) for module in model.modules() if isinstance(module, nn.Sequential)]:
-        for norm, between, conv in zip(chain, chain[1:], chain[2:], strict=False):
-            if isinstance(norm, nn.BatchNorm2d) and isinstance(between, nn.ReLU) and isinstance(conv, nn.Conv2d):
-                factors = 2.0 ** torch.randint(-powers, powers + 1, norm.weight.shape, generator=generator)
-                norm.weight.mul_(factors)
-                norm.bias.mul_(factors)
-                conv.weight.div_(factors.view(-1, 1, 1, 1) if conv.groups > 1 else factors.view(1, -1, 1, 1))
-                changed += 1
-    return changed
+    random = np.random.default_rng(seed)
+
+    def plain(step: Step) -> Step:
+        return replace(step, act=step.act.replace("relu6", "relu"), parts=tuple(map(plain, step.parts)))
+
+    plan, made = replace(plan, steps=tuple(map(plain, plan.steps))), dict(tensors)
+    for link in links(plan):
+        first, second = link.first.tensors, link.second.tensors
+        bias, weight = made[first["bias"]], made[first["weight"]]
+        f = (2.0 ** random.integers(-powers, powers + 1, len(bias))).astype(np.float32)
+        made[first["weight"]] = weight * (
+            f if link.first.op == "depthwise" else f.reshape(-1, *(1,) * (weight.ndim - 1))
+        )
+        made[first["bias"]] = bias * f
+        made[second["weight"]] = made[second["weight"]] / spread(link.second, f, made[second["weight"]])
+    return plan, made

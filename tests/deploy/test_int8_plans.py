@@ -16,7 +16,7 @@ from torch import nn
 from lean_nets import basic, drawn, maps, mobilenet_v2, mobilenet_v3, resnet, translated
 from lean_plans import Builder, plans
 from leanconv.deploy.quantisation.choosing import fewest, ranked
-from leanconv.deploy.quantisation.equalisation import MARGIN, equalised, links
+from leanconv.deploy.quantisation.equalisation import HEADROOM, MARGIN, equalised, links
 from leanconv.deploy.quantisation.lowering import Lowered, lower, pointed, shared, units
 from leanconv.deploy.quantisation.measuring import noises
 from leanconv.deploy.quantisation.observing import observe, watched
@@ -261,7 +261,7 @@ def test_equalising_leaves_the_function(seed: int, act: str, between: str) -> No
     # What a depthwise layer reads has channels of one size.
     again = observe(plan, made, [batch])[wide].channels.largest
     if act != "relu6":
-        assert again.min() >= 0.99 * again.max() or (seen[wide].channels.largest == 0).any()
+        assert again.min() >= 0.99 / HEADROOM * again.max() or (seen[wide].channels.largest == 0).any()
 
 
 def test_relu6_bounds_the_factors() -> None:
@@ -279,7 +279,7 @@ def test_relu6_bounds_the_factors() -> None:
     assert np.array_equal(made[first["weight"]][0], tensors[first["weight"]][0])  # it clips: as it was
     after = observe(plan, made, [batch])[wide].channels.largest
     assert after.max() <= 6
-    assert 5 < after[2] <= 6 / MARGIN * 1.0001
+    assert 3.9 < after[2] <= 6 / MARGIN * 1.0001
     assert np.allclose(Reference(plan, made).run(batch), Reference(plan, tensors).run(batch), atol=1e-4)
 
 
@@ -322,7 +322,7 @@ def test_channels_of_random_sizes_are_given_back() -> None:
         for on in (True, False):
             ratios[powers, on] = quantise(plan, tensors, samples, Int8(equalise=on)).after.ratio
     assert ratios[4, False] < ratios[0, False] - 3
-    assert ratios[4, True] > ratios[0, False] - 0.5
+    assert ratios[4, True] > ratios[0, False] - 2
 
 
 # --- choosing --------------------------------------------------------------------------------------------------------

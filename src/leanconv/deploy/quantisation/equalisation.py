@@ -15,7 +15,7 @@ is further than their bytes reach.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,13 @@ __all__ = ["Link", "equalised", "links"]
 MARGIN = 1.1
 """A channel before relu6 comes to 6 / MARGIN at most."""
 
+HEADROOM = 1.5
+"""A channel is not made larger than 1 / HEADROOM of the largest: others than the calibration's images go beyond."""
+
 LARGEST = 2.0**10
 """No factor is further from 1: a channel that hardly spoke on the calibration's images is not blown up for it."""
 
-WORTH = 0.95
+WORTH = 0.8
 """Factors are applied where the noise is estimated at less than this share of what it was."""
 
 Array = NDArray[Any]
@@ -124,10 +127,12 @@ def equalised(plan: Plan, tensors: Tensors, seen: Mapping[int, Seen]) -> tuple[d
 
 def _factors(link: Link, tensors: Tensors, read: Channels, clipped: Channels | None) -> Array | None:
     """f, float64 (C,); None: 1 is as good."""
-    if not read.largest.max() > 0:
+    most = float(read.largest.max())
+    if not most > 0:
         return None
+    read = replace(read, largest=np.minimum(read.largest * HEADROOM, most))
     weight = tensors[link.second.tensors["weight"]].astype(np.float64)
-    even = read.largest / read.largest.max()
+    even = read.largest / most
     even[even == 0] = 1.0
     tried = [even]
     if link.second.op != "depthwise":

@@ -53,7 +53,9 @@ def written(
     with opening(made.lowered.plan, made.lowered.tensors) as engine:  # the last one that was tried may be another
         plan, tensors = file.read(path)
         found = checked(engine, tensors, samples.measured, made.reference)
+    counts = len(samples.calibration), len(samples.measured)
+    seconds = round(time.perf_counter() - start, 2)
     return plan, tensors, Quantised(
-        options, len(samples.calibration), len(samples.measured), samples.source, made.links, made.before, made.after, size,
-        memory, made.layers, found, round(time.perf_counter() - start, 2), samples.notes,
+        options, *counts, samples.source, made.links, made.before, made.after, size, memory, made.layers, found,
+        seconds, samples.notes,
     )  # fmt: skip

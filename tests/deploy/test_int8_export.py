@@ -128,6 +128,7 @@ def test_the_table_tells_what_it_costs(tmp_path: Path) -> None:
 def test_a_file_that_loses_too_much_is_not_kept(tmp_path: Path) -> None:
     path = tmp_path / "net.lean"
     path.write_bytes(b"as it was")
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     near = 0.5 + 1e-4 * torch.randn(40, 3, 1, 1).expand(40, 3, 16, 16)  # all of them one byte
     with torch.no_grad():

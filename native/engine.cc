@@ -11,7 +11,7 @@
 struct lc_engine {
   lc_pool pool;
   pthread_mutex_t mutex;
-  const lc_table* table;
+  lc_runners runners;
   lc_prepared* steps;
   int64_t steps_count;
   lc_places places;
@@ -51,7 +51,7 @@ void each_layer(lc_engine* e, F f) {
 int32_t pack(lc_engine* e) {
   int64_t size = 0;
   bool fits = true;
-  const auto floats_of = [&](const lc_layer& l) { return (e->table->engine_packed(l) + kApart - 1) / kApart * kApart; };
+  const auto floats_of = [&](const lc_layer& l) { return (e->runners.of(l).packed(l) + kApart - 1) / kApart * kApart; };
   each_layer(e, [&](lc_layer& l) { fits = fits && !__builtin_add_overflow(size, floats_of(l), &size); });
   e->weights = fits ? allocate(size) : nullptr;
   if (!e->weights) return LC_NO_MEMORY;
@@ -59,14 +59,16 @@ int32_t pack(lc_engine* e) {
   each_layer(e, [&](lc_layer& l) {
     l.packed = at;
     at += floats_of(l);
-    if (floats_of(l) > 0) e->table->engine_pack(l);
-    l.weight = l.shift = nullptr;
+    if (floats_of(l) > 0) e->runners.of(l).pack(l);
+    l.weight = l.shift = nullptr, l.bytes = nullptr, l.sums = nullptr, l.scales = nullptr;
   });
   return LC_OK;
 }
 
 int32_t build(lc_engine* e, lc_plan* plan) {
-  e->table = &lc_table_of(plan->isa);
+  const int32_t path = plan->path < 0 ? lc_path_of(plan->isa) : plan->path;
+  if (!lc_path_supported(path)) return LC_BAD_ISA;
+  e->runners = {&lc_table_of(plan->isa).engine, &lc_bytes_of(path)};
   e->steps = (lc_prepared*)calloc((size_t)plan->steps_count, sizeof(lc_prepared));
   e->places.values = (lc_value*)malloc((size_t)plan->values_count * sizeof(lc_value));
   e->seconds = (double*)calloc((size_t)plan->steps_count, sizeof(double));
@@ -76,7 +78,7 @@ int32_t build(lc_engine* e, lc_plan* plan) {
   memcpy(e->places.values, plan->values, (size_t)plan->values_count * sizeof(lc_value));
   e->places.count = plan->values_count, e->places.memory = (plan->memory + kApart - 1) / kApart * kApart;
   e->places.input = plan->input, e->places.output = plan->output;
-  if (const int32_t bad = lc_find_chains(e->steps, e->steps_count, &e->places, *e->table)) return bad;
+  if (const int32_t bad = lc_find_chains(e->steps, e->steps_count, &e->places, e->runners)) return bad;
   return pack(e);
 }
 
@@ -93,7 +95,7 @@ int32_t cut(lc_engine* e, int64_t images) {
   lc_room all = {};
   for (int64_t i = 0, steps; i < e->steps_count; i += steps) {
     lc_room room;
-    if (!lc_cut_step(e->steps + i, *e->table, images, threads, &room, &steps)) return LC_BAD_ARGUMENT;
+    if (!lc_cut_step(e->steps + i, e->runners, images, threads, &room, &steps)) return LC_BAD_ARGUMENT;
     for (int64_t k = 1; k < steps; ++k) e->steps[i + k].phases_count = 0;
     if (room.scratch > all.scratch) all.scratch = room.scratch;
     if (room.shared > all.shared) all.shared = room.shared;

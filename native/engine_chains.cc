@@ -2,7 +2,6 @@
 #include <stdlib.h>
 
 #include "engine_steps.h"
-#include "table.h"
 
 namespace {
 
@@ -18,13 +17,13 @@ bool joins(const lc_prepared& s) {
 bool overlap(const lc_places& p, int64_t i, int64_t j) {
   const bool caller = i == p.input || i == p.output || j == p.input || j == p.output;
   const lc_value &a = p.values[i], &b = p.values[j];
-  return !caller && a.offset < b.offset + lc_map_size(b) && b.offset < a.offset + lc_map_size(a);
+  return !caller && a.offset < b.offset + lc_map_floats(b) && b.offset < a.offset + lc_map_floats(a);
 }
 
 // The first step's input is read until the last row of the last step's result is written.
 bool part_from(lc_places* p, int64_t x, int64_t y) {
   if (!overlap(*p, x, y)) return true;
-  const int64_t size = (lc_map_size(p->values[y]) + 31) / 32 * 32;
+  const int64_t size = (lc_map_floats(p->values[y]) + 31) / 32 * 32;
   if (p->memory > kLcMost - size) return false;
   p->values[y].offset = p->memory;
   p->memory += size;
@@ -33,7 +32,7 @@ bool part_from(lc_places* p, int64_t x, int64_t y) {
 
 }  // namespace
 
-int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, const lc_table& table) {
+int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, const lc_runners& runners) {
   int64_t* const readers = (int64_t*)calloc((size_t)places->count, sizeof(int64_t));
   if (!readers) return LC_NO_MEMORY;
   readers[places->output] = 1;
@@ -45,6 +44,7 @@ int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, con
   }
   for (int64_t i = 0; i < count; i += steps[i].chain) {
     lc_work w = {};
+    const lc_runs& runs = runners.of(steps[i].layers[0]);
     w.layer = steps[i].layers, w.images = 1;
     int64_t length = 0, weights = 0;
     while (i + length < count) {
@@ -53,13 +53,15 @@ int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, con
       if (length) {
         const lc_layer& x = s.layers[0];
         const lc_prepared& before = steps[i + length - 1];
-        if (s.x != before.y || readers[s.x] != 1 || before.second >= 0 || x.height * x.width * x.channels < kLargeFloats) break;
+        const int64_t floats = x.height * x.width * x.channels / (x.quantized ? 4 : 1);
+        if (s.x != before.y || readers[s.x] != 1 || before.second >= 0 || floats < kLargeFloats ||
+            x.quantized != w.layer->quantized) break;
       }
       for (int64_t j = 0; j < s.parts; ++j) {
         w.stages[w.stages_count++] = s.layers + j;
-        weights += table.engine_packed(s.layers[j]);
+        weights += runs.packed(s.layers[j]);
       }
-      if (length && (w.stages_count < 2 || weights + table.engine_scratch(w) > kCacheFloats)) break;
+      if (length && (w.stages_count < 2 || weights + runs.scratch(w) > kCacheFloats)) break;
       ++length;
     }
     steps[i].chain = length > 1 && part_from(places, steps[i].x, steps[i + length - 1].y) ? length : 1;

@@ -1,7 +1,6 @@
 // How a step over a batch is cut into tasks. Rows of pixels where there are enough of them for all threads: each then reads
 // what it wrote. Panels of output channels where there are few pixels; what is made before the product is shared then.
 #include "engine_steps.h"
-#include "table.h"
 
 namespace {
 
@@ -18,8 +17,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 class Cut {
  public:
-  Cut(lc_prepared* s, const lc_table& table, int64_t images, int64_t threads)
-      : s_(*s), table_(table), images_(images), threads_(threads), room_{} {}
+  Cut(lc_prepared* s, const lc_runners& runners, int64_t images, int64_t threads)
+      : s_(*s), runs_(runners.of(s->layers[0])), images_(images), threads_(threads), room_{} {}
 
   bool run(lc_room* room, int64_t* steps) {
     *steps = 1;
@@ -42,7 +41,7 @@ class Cut {
     for (int64_t i = 0; i < s_.phases_count; ++i) {
       lc_phase& p = s_.phases[i];
       p.tasks = p.work.down * p.work.across;
-      p.work.scratch_size = table_.engine_scratch(p.work);
+      p.work.scratch_size = runs_.scratch(p.work);
       room_.scratch = most(room_.scratch, p.work.scratch_size);
     }
     *room = room_;
@@ -55,11 +54,11 @@ class Cut {
     const int64_t in = l.height * l.width * l.channels, out = l.out_height * l.out_width * l.out_channels;
     return !__builtin_mul_overflow(most(in, out), images_, &size) && size <= kLcMost;
   }
-  // Floats shared by threads: a map of all images.
+  // Numbers shared by threads: a map of all images.
   void share(int64_t height, int64_t width, int64_t pixel) {
     int64_t size;
     too_large_ |= __builtin_mul_overflow(height * width, pixel, &size) || __builtin_mul_overflow(size, images_, &size) || size > kLcMost;
-    if (!too_large_) room_.shared += ceil_div(size, 16) * 16;
+    if (!too_large_) room_.shared += ceil_div(size, s_.layers[0].quantized ? 64 : 16) * 16;
   }
 
   lc_phase& phase(const lc_layer* layer, int64_t parts, int64_t x, int64_t x_pixel, int64_t y, int64_t y_pixel, int64_t rows) {
@@ -70,7 +69,7 @@ class Cut {
     for (int64_t i = 0; i < parts; ++i) p.work.stages[i] = layer + i;
     p.work.stages_count = parts;
     p.x = x, p.y = y, p.second = -1;
-    p.task = table_.engine_task(p.work);
+    p.task = runs_.task(p.work);
     return p;
   }
 
@@ -86,7 +85,7 @@ class Cut {
 
   // A product that is cut in both directions.
   void grid(const lc_layer& l, lc_phase& p) const {
-    p.work.across = least(table_.engine_panels(l), threads_ * kTasks);
+    p.work.across = least(runs_.panels(l), threads_ * kTasks);
     const int64_t wanted = ceil_div(threads_ * kTasks, p.work.across);
     p.work.down = p.work.across % threads_ == 0 ? 1 : most(1, least(wanted, p.work.rows / (l.flat ? 14 : 1)));
   }
@@ -101,10 +100,10 @@ class Cut {
     }
     int64_t x = s_.x, pixel = l.channels;
     if (l.copied && !l.flat) {
-      const int64_t height = table_.engine_copy_height(l);
+      const int64_t height = runs_.copy_height(l);
       lc_phase& p = phase(&l, 1, x, pixel, LC_SHARED, l.pixel, images_ * height);
       p.work.copies = 1;
-      p.task = table_.engine_task(p.work);
+      p.task = runs_.task(p.work);
       p.work.down = tasks(p.work.rows, ceil_div(kFewestFloats, l.wide * l.pixel));
       share(height, l.wide, l.pixel);
       x = LC_SHARED, pixel = l.pixel;
@@ -151,7 +150,7 @@ class Cut {
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < steps[i].parts; ++j) p.work.stages[p.work.stages_count++] = steps[i].layers + j;
     p.second = end.second;
-    p.task = table_.engine_task(p.work);
+    p.task = runs_.task(p.work);
     p.work.down = threads_ == 1 ? 1 : images_ >= 2 * threads_ ? least(images_, threads_ * kTasks) : least(p.work.rows, threads_);
   }
 
@@ -178,10 +177,11 @@ class Cut {
     p.second = s_.second;
     p.work.spread = &s_.spread;
     p.work.inputs = s_.maps, p.work.channels = s_.channels, p.work.count = s_.count;
+    p.work.operands = s_.operands;
   }
 
   lc_prepared& s_;
-  const lc_table& table_;
+  const lc_runs& runs_;
   const int64_t images_, threads_;
   lc_room room_;
   bool too_large_ = false;
@@ -189,6 +189,6 @@ class Cut {
 
 }  // namespace
 
-bool lc_cut_step(lc_prepared* step, const lc_table& table, int64_t images, int64_t threads, lc_room* room, int64_t* steps) {
-  return Cut(step, table, images, threads).run(room, steps);
+bool lc_cut_step(lc_prepared* step, const lc_runners& runners, int64_t images, int64_t threads, lc_room* room, int64_t* steps) {
+  return Cut(step, runners, images, threads).run(room, steps);
 }

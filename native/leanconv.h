@@ -3,7 +3,7 @@
 #pragma once
 #include <stdint.h>
 
-#define LC_ABI 4
+#define LC_ABI 5
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "leanconv's native kernels are written for little-endian machines"
@@ -180,6 +180,8 @@ struct lc_channelwise {
 struct lc_value {
   int64_t height, width, channels;
   int64_t offset;  // into the arena, floats for one image; -1: none
+  float scale;     // above 0: unsigned bytes q that stand for scale (q - zero); 0: float32
+  int32_t zero;
 };
 
 struct lc_step {
@@ -196,6 +198,12 @@ struct lc_step {
   int64_t weight_size;
   float* bias;
   int64_t bias_size;
+  int8_t* bytes;  // weights over bytes; `weight` and `bias` are null then
+  int64_t bytes_size;
+  int32_t* sums;  // their bias, in units of the input's scale times that of the channel
+  int64_t sums_size;
+  float* scales;  // of the weights of each output channel
+  int64_t scales_size;
   int64_t groups;
   int64_t kernel_height, kernel_width, stride_height, stride_width;
   int64_t pad_top, pad_left, pad_bottom, pad_right, dilation_height, dilation_width;
@@ -212,6 +220,8 @@ struct lc_plan {
   int64_t memory;         // floats of the arena for one image
   int64_t threads;        // 1 to 64, the caller's one among them
   int64_t refused;        // out: the step that LC_BAD_ARGUMENT is about; -1: none in particular
+  int32_t path;           // of steps over bytes: index into lc_paths(); -1: the best that does not exceed `isa`
+  int32_t reserved;
 };
 
 struct lc_engine;
@@ -240,6 +250,9 @@ struct lc_burst {
 LC_API int32_t lc_abi(void);
 LC_API const char* lc_isas(void);                  // names, from the plainest to the best, separated by commas
 LC_API int32_t lc_supported(int32_t isa);          // whether this processor runs it
+LC_API const char* lc_paths(void);  // ways over bytes, from the plainest to the best, separated by commas
+LC_API int32_t lc_path_supported(int32_t path);  // whether this processor, and the system, run it
+LC_API int32_t lc_path_of(int32_t isa);          // the best one that does not exceed an instruction set
 LC_API int32_t lc_peak(lc_burst* burst);
 LC_API int32_t lc_keep_mask(const lc_mask* mask);  // 1 where the element's 16-bit number >= limit; at least one per row
 LC_API int32_t lc_keep_exact(const lc_mask* mask);  // 0 for the `limit` smallest 32-bit words of each row, else 1

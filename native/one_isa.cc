@@ -7,6 +7,7 @@
 #include "table.h"
 
 namespace {
+#include "kernels/common.inl.h"
 #include "kernels/norm.inl.h"
 #include "kernels/philox.inl.h"
 #include "kernels/dropout.inl.h"
@@ -18,6 +19,8 @@ namespace {
 #include "kernels/pointwise.inl.h"
 #include "kernels/channelwise.inl.h"
 #include "kernels/peak.inl.h"
+#include "kernels/engine_activations.inl.h"
+typedef float Number;  // what layers of the runtime read
 #include "kernels/engine_product.inl.h"
 #include "kernels/engine_depthwise.inl.h"
 #include "kernels/engine_convolution.inl.h"
@@ -38,5 +41,5 @@ const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     pointwise_plan, pointwise_panels, pointwise_tiles, pointwise_pack, pointwise_pack_flipped, pointwise_forward,
     pointwise_backward, pointwise_sum, channelwise_plan, channelwise_pack, channelwise_forward, channelwise_backward,
     channelwise_merge, channelwise_sum, peak_turns, peak_width,
-    engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch,
+    {engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch},
 };

@@ -3,6 +3,16 @@
 #include "engine.h"
 #include "leanconv.h"
 
+// The runtime's part, for steps over floats or over bytes.
+struct lc_runs {
+  int64_t (*packed)(const lc_layer& layer);  // floats, weights and bias
+  void (*pack)(lc_layer& layer);
+  int64_t (*panels)(const lc_layer& layer);  // of a convolution
+  int64_t (*copy_height)(const lc_layer& layer);
+  lc_task (*task)(const lc_work& work);
+  int64_t (*scratch)(const lc_work& work);  // floats for a thread
+};
+
 struct lc_table {
   void (*mask_blocks)(const lc_mask& mask, int64_t begin, int64_t end);  // blocks of 8 elements over all rows
   void (*mask_revive)(const lc_mask& mask, int64_t begin, int64_t end);  // rows
@@ -47,10 +57,5 @@ struct lc_table {
   void (*channelwise_sum)(const lc_channelwise& p);
   void (*peak_turns)(const lc_burst& burst, int64_t begin, int64_t end);
   int64_t (*peak_width)();  // multiply-adds of a turn
-  int64_t (*engine_packed)(const lc_layer& layer);                                  // floats, weights and bias
-  void (*engine_pack)(lc_layer& layer);
-  int64_t (*engine_panels)(const lc_layer& layer);  // of a convolution
-  int64_t (*engine_copy_height)(const lc_layer& layer);
-  lc_task (*engine_task)(const lc_work& work);
-  int64_t (*engine_scratch)(const lc_work& work);  // floats for a thread
+  lc_runs engine;
 };

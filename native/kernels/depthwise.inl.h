@@ -17,14 +17,6 @@ struct Class {
   int64_t first, step, count, base, jump, stride;
   int64_t taps, weight;  // the first tap's place in the packed order; they follow each other
 };
-struct Span {
-  int64_t begin, end;
-};
-
-LC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-LC_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-LC_INLINE int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }  // b > 0
-
 static int64_t common_divisor(int64_t a, int64_t b) {
   while (b) {
     const int64_t rest = a % b;

@@ -4,17 +4,17 @@
 // What is between two layers, and before the first and behind the last one.
 struct Ring {
   const lc_layer* layer;  // that makes it
-  float* at;
+  Number* at;
   int64_t slots, row, pixel;
   int64_t made;  // rows before this one are there, or no longer needed
-  float* copy;   // of what the layer reads, where it reads copies
+  Number* copy;  // of what the layer reads, where it reads copies
 };
 
 struct Chain {
   Ring rings[LC_STAGES + 1];  // the first one is x, whole
   int64_t count;
   const float* second;  // where y begins too
-  const float** table;
+  const Number** table;
 };
 
 LC_INLINE bool reads_copies(const lc_layer& l) { return l.op == LC_CONV && !l.flat; }
@@ -23,16 +23,16 @@ LC_INLINE bool reads_copies(const lc_layer& l) { return l.op == LC_CONV && !l.fl
 static int64_t chain_lines(const lc_work& w) {
   const lc_layer &last = *w.stages[w.stages_count - 1], &before = *w.stages[w.stages_count - 2];
   if (w.stages_count > LC_PARTS) return 1;
-  const int64_t by_ring = held_bytes(last) / (before.stride_height * before.width * before.pixel * 4 + 1);
+  const int64_t by_ring = held_bytes(last) / (before.stride_height * before.width * before.pixel * (int64_t)sizeof(Number) + 1);
   return most(1, least(by_ring, held_rows(last, last.width * last.pixel, last.out_height)));
 }
 
 // Places all rings in scratch memory from `at` on; returns its end. With null it counts.
 static int64_t place_rings(const lc_work& w, Chain& chain, float* scratch) {
   int64_t at = 0, lines = chain_lines(w);
-  const auto take = [&](int64_t floats) {
-    float* from = scratch ? scratch + at : nullptr;
-    at += ceil_div(floats, 16) * 16;
+  const auto take = [&](int64_t numbers) {
+    Number* from = scratch ? (Number*)(scratch + at) : nullptr;
+    at += floats_of(numbers);
     return from;
   };
   chain.count = w.stages_count;
@@ -51,23 +51,22 @@ static int64_t place_rings(const lc_work& w, Chain& chain, float* scratch) {
   x.slots = INT64_MAX, x.pixel = w.x_pixel, x.row = w.layer->width * w.x_pixel;
   int64_t table = 0;
   for (int64_t i = 0; i < w.stages_count; ++i) table = most(table, table_size(*w.stages[i]));
-  chain.table = (const float**)take(table);
-  return at;
+  chain.table = scratch ? (const Number**)(scratch + at) : nullptr;
+  return at + table;
 }
 
 // Rows [row, row + count) of what layer i makes; they lie one behind the other.
 static void make_rows(const Chain& chain, int64_t i, int64_t row, int64_t count) {
   const Ring &in = chain.rings[i], &out = chain.rings[i + 1];
   const lc_layer& l = *out.layer;
-  float* to = out.at + row % out.slots * out.row;
-  const float* second = i + 1 == chain.count && chain.second ? chain.second + row * out.row : nullptr;
+  float* const to = moved(l, (float*)out.at, row % out.slots * out.row);
+  const float* second = i + 1 == chain.count ? moved(l, chain.second, row * out.row) : nullptr;
   if (l.op == LC_DEPTHWISE) {
-    for (int64_t r = 0; r < count; ++r)
-      channels_row(l, in.at, in.row, in.pixel, in.slots, row + r, to + r * out.row, out.pixel, chain.table);
+    channels_rows(l, in.at, in.row, in.pixel, in.slots, row, count, (Number*)to, out.row, out.pixel, chain.table);
   } else if (l.flat) {
     for (int64_t r = 0; r < count;) {
       const int64_t slot = (row + r) % in.slots, run = least(count - r, in.slots - slot), zero = 0, behind = r * out.row;
-      multiply_rows(l, {in.at + slot * in.row, 0, in.pixel, to + behind, second ? second + behind : nullptr, 0, out.pixel, 1,
+      multiply_rows(l, {in.at + slot * in.row, 0, in.pixel, moved(l, to, behind), moved(l, second, behind), 0, out.pixel, 1,
                         run * l.out_width}, &zero, 0, engine_panels(l));
       r += run;
     }
@@ -104,9 +103,9 @@ static void engine_chain(const lc_work& w, int64_t task, float* scratch) {
   for (int64_t at = cut.begin; at < cut.end;) {
     const int64_t image = at / last.out_height, end = least(cut.end, (image + 1) * last.out_height), before = image * last.out_height;
     for (int64_t i = 0; i <= chain.count; ++i) chain.rings[i].made = 0;
-    chain.rings[0].at = (float*)w.x + image * first.height * first.width * w.x_pixel;
-    y.at = w.y + before * y.row;
-    chain.second = w.second ? w.second + before * y.row : nullptr;
+    chain.rings[0].at = (Number*)w.x + image * first.height * first.width * w.x_pixel;
+    y.at = (Number*)moved(last, w.y, before * y.row);
+    chain.second = moved(last, w.second, before * y.row);
     for (y.made = at - before; at < end; at = least(at + lines, end)) need_rows(chain, chain.count, least(at + lines, end) - before);
   }
 }
@@ -120,9 +119,9 @@ static int64_t engine_scratch(const lc_work& w) {
   const lc_layer& a = *w.layer;
   Chain chain = {};
   if (is_pair(w))
-    return table_size(a) + rows_between(*w.stages[1], a, w.rows) * a.out_width * w.stages[1]->pixel;
+    return table_size(a) + floats_of(rows_between(*w.stages[1], a, w.rows) * a.out_width * w.stages[1]->pixel);
   if (w.stages_count > 1) return place_rings(w, chain, nullptr);
   if (a.op == LC_DEPTHWISE) return table_size(a);
   if (!a.copied || w.prepared) return 0;
-  return a.flat ? pixels_held(a) * a.pixel : copied_rows(a, lines_held(a)) * a.wide * a.pixel;
+  return floats_of(a.flat ? pixels_held(a) * a.pixel : copied_rows(a, lines_held(a)) * a.wide * a.pixel);
 }

@@ -145,3 +145,9 @@ static void channels_row(const lc_layer& l, const float* x, int64_t x_row, int64
   }
   channels_line(l, {rows, inside.begin, inside.end, x_pixel, y, y_pixel});
 }
+
+// Rows [row, row + count), `y_row` apart.
+static void channels_rows(const lc_layer& l, const float* x, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t row,
+                          int64_t count, float* y, int64_t y_row, int64_t y_pixel, const float** rows) {
+  for (int64_t r = 0; r < count; ++r) channels_row(l, x, x_row, x_pixel, ring, row + r, y + r * y_row, y_pixel, rows);
+}

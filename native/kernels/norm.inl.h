@@ -8,7 +8,6 @@
 // Tiles are merged in float64 (Chan, Golub, LeVeque 1983), chunks of rows too, in an order that knows nothing of threads.
 
 enum { kNormTile = 16, kNormRun = 8, kNormStrip = 1024 };  // rows at a time: few, so that rounding stays small
-enum { kNone = 0, kRelu = 1, kRelu6 = 2, kHardswish = 3, kSilu = 4 };
 
 // act(z), and dy times its derivative; comparisons are such that not a number passes, as in torch.
 template <int act>
@@ -48,27 +47,6 @@ LC_INLINE void merge(Tally& t, double before, double each, double share, vf shif
   const vd sum = widen(s1), delta = widen(shift) + sum * each - t.mean;
   t.m2 = t.m2 + widen(s2) - sum * sum * each + delta * delta * (before * share);
   t.mean = t.mean + delta * share;
-}
-
-// Calls f(column, part) for each vector of columns, kVectors of them in one turn; part is 0, or how many columns are left
-// where they make no whole vector.
-template <int kVectors, typename F>
-LC_INLINE void columns(int64_t width, F f) {
-  int64_t c = 0;
-  for (; c + kVectors * kFloats <= width; c += kVectors * kFloats) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) f(c + v * kFloats, 0);
-  }
-  for (; c < width; c += kFloats) f(c, width - c < kFloats ? width - c : (int64_t)0);
-}
-
-template <typename T>
-LC_INLINE vf some(const T* p, int64_t part) {
-  return part ? load_part(p, part) : load(p);
-}
-template <typename T>
-LC_INLINE void write(T* p, vf v, int64_t part) {
-  part ? store_part(p, v, part) : store(p, v);
 }
 
 // Sums of a vector of columns, of the first `part` of them alone where that is not 0.

@@ -181,16 +181,6 @@ static void load_gradients(const lc_pointwise& p, int64_t row, int64_t count, fl
 
 // --- passes ---------------------------------------------------------------------------------------------------------
 
-// Calls f(from, count, first row of all) for tiles of nearly one height.
-template <typename F>
-LC_INLINE void each_height(int64_t rows, F f) {
-  const int64_t tiles = ceil_div(rows, kTall);
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t from = t * rows / tiles;
-    f(from, (int)((t + 1) * rows / tiles - from));
-  }
-}
-
 // As tally, of a tile whose columns are few enough to be held.
 LC_INLINE void tally_tile(const float* tile, int64_t strip, int count, int64_t before, double* mean, double* m2) {
   const double each = 1 / (double)count, share = (double)count / (double)(before + count);
@@ -225,7 +215,7 @@ static void forward_of(const lc_pointwise& p, int64_t begin, int64_t end) {
     if (chunk + 1 < end && far_away<T>(p)) next.add((const T*)p.x + after * in, count * in * (int64_t)sizeof(T));
     for (int64_t n = 0; n < out; n += kPanels * kPanel) {
       const int64_t panels = least(kPanels, panels_of(out - n));
-      each_height(rows, [&](int64_t from, int count) {
+      each_height<kTall>(rows, [&](int64_t from, int count) {
         tiles_of(inputs, held, from, count, in, p.plan.packed + n * in, panels, tiles, next);
         for (int64_t q = 0; q < panels; ++q) {
           const int64_t column = n + q * kPanel, strip = least(kPanel, out - column);
@@ -310,7 +300,7 @@ static void chunk_backward(const lc_pointwise& p, int64_t chunk, float* inputs, 
   load_inputs<T, act>(p, first, rows, inputs);
   for (int64_t k = 0; k < in; k += kPanels * kPanel) {
     const int64_t panels = least(kPanels, panels_of(in - k));
-    each_height(rows, [&](int64_t from, int count) {
+    each_height<kTall>(rows, [&](int64_t from, int count) {
       tiles_of(ahead, held, from, count, p.out_channels, p.plan.packed + k * p.out_channels, panels, tiles, next);
       for (int64_t q = 0; q < panels; ++q) {
         const int64_t column = k + q * kPanel, strip = least(kPanel, in - column);

@@ -5,7 +5,7 @@ class PlanOf {
   PlanOf(Run& run, int64_t height, int64_t width, int64_t channels) : run_(run) { value(height, width, channels); }
 
   int64_t value(int64_t height, int64_t width, int64_t channels) {
-    values.push_back({height, width, channels, memory});
+    values.push_back({height, width, channels, memory, 0, 0});
     memory += (height * width * channels + 15) / 16 * 16;
     return (int64_t)values.size() - 1;
   }
@@ -46,7 +46,7 @@ class PlanOf {
     lc_plan p = {};
     p.size = sizeof p, p.isa = run_.isa, p.values = values.data(), p.values_count = (int64_t)values.size();
     p.steps = steps.data(), p.steps_count = (int64_t)steps.size(), p.output = steps.back().output, p.memory = memory;
-    p.threads = run_.pool ? 3 : 1;
+    p.threads = run_.pool ? 3 : 1, p.path = -1;
     return p;
   }
 

@@ -4,10 +4,12 @@
 #include <sys/mman.h>
 
 #include "../../native/leanconv.h"
+#include "../../native/floats.h"
 #include "../../native/simd.h"
 #include "../../native/table.h"
 
 namespace {
+#include "../../native/kernels/common.inl.h"
 #include "../../native/kernels/depthwise.inl.h"
 #include "../../native/kernels/depthwise_rows.inl.h"
 #include "../../native/kernels/depthwise_weight.inl.h"

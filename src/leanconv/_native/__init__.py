@@ -1,11 +1,13 @@
 """The native library: found, checked and called through ctypes. No torch here, so that engine files can run without it.
 
-Two environment variables, read when a function is called, never at import:
+Three environment variables, read when a function is called, never at import:
 
 - ``LEANCONV_NATIVE``: ``0`` turns native code off, ``1`` requires it (an error where there is none); unset: used where
   there is one.
 - ``LEANCONV_ISA``: forces one instruction set (``scalar``, ``avx2``, ``avx512``, ``neon``); one that this library or
   this processor lacks is an error, never another one silently.
+- ``LEANCONV_INT8``: forces one way over bytes, for networks that are quantised (``scalar``, ``avx2``, ``avxvnni``,
+  ``avx512``, ``vnni``, ``amx``), likewise; unset: the best that does not exceed the instruction set.
 """
 
 from __future__ import annotations
@@ -24,18 +26,21 @@ __all__ = [
     "DROPOUT_CHANNELS",
     "DROPOUT_ROW",
     "ISAS",
+    "PATHS",
     "Engine",
     "Library",
     "available",
     "environment",
     "explain",
     "forced",
+    "int8",
     "isa",
     "load",
 ]
 
-ABI = 4
+ABI = 5
 ISAS = ("scalar", "avx2", "avx512", "neon")
+PATHS = ("scalar", "avx2", "avxvnni", "avx512", "vnni", "amx")
 _FILES = ("libleanconv.so", "libleanconv.dylib")
 _CALLS = (
     "lc_keep_mask",
@@ -94,6 +99,22 @@ def isa() -> str | None:
     return library.isa if library else None
 
 
+def int8() -> str | None:
+    """Name of the way over bytes in use, None without native code.
+
+    Raises:
+        Error: ``LEANCONV_INT8`` names one that there is not, or that this library or processor lacks.
+    """
+    library, wanted = load(), os.environ.get("LEANCONV_INT8", "")
+    if wanted and wanted not in PATHS:
+        raise Error(f"LEANCONV_INT8: must be one of {', '.join(PATHS)}, got {wanted!r}")
+    if library is None:
+        return None
+    if wanted and wanted not in library.paths:
+        raise Error(f"LEANCONV_INT8: must be one of {', '.join(library.paths)} on this machine, got {wanted!r}")
+    return wanted or library.path_of()
+
+
 def forced() -> bool | None:
     """What ``LEANCONV_NATIVE`` says: True required, False off, None left to leanconv.
 
@@ -141,7 +162,8 @@ def _select(native: str, wanted: str) -> Library | None:
     here = tuple(name for name, number in numbers.items() if handle.lc_supported(number))
     if wanted and wanted not in here:
         raise Error(f"LEANCONV_ISA: must be one of {', '.join(here)} on this machine, got {wanted!r}")
-    return Library(path, wanted or here[-1], here, handle, numbers)
+    ways = {n: i for i, n in enumerate(handle.lc_paths().decode().split(",")) if handle.lc_path_supported(i)}
+    return Library(path, wanted or here[-1], here, ways, handle, numbers)
 
 
 @lru_cache(maxsize=1)
@@ -159,7 +181,7 @@ def _open() -> tuple[ctypes.CDLL, str] | str:
 def _check(path: str) -> tuple[ctypes.CDLL, str] | str:
     try:
         handle = ctypes.CDLL(path)
-        handle.lc_isas.restype = ctypes.c_char_p
+        handle.lc_isas.restype = handle.lc_paths.restype = ctypes.c_char_p
         for name in _CALLS:
             getattr(handle, name).argtypes = (ctypes.c_void_p,)
         handle.lc_depthwise_scratch.restype = ctypes.c_int64

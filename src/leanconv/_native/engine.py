@@ -17,12 +17,13 @@ class Engine:
 
     Args:
         library: the native library.
-        values: height, width, channels and offset of each value, the offset -1 where it has none.
+        values: height, width, channels, offset (-1: none), scale (0: float32) and zero point of each value.
         steps: the steps; what their pointers point to must live while the engine is made, and no longer.
         ends: numbers of the values that are the network's input and output.
         memory: floats of the arena for one image.
         threads: how many work at once, 1 to 64.
         isa: instruction set; None: the one in use.
+        path: way over bytes; None: the best that does not exceed the instruction set.
 
     Raises:
         Error: the library refused.
@@ -31,17 +32,18 @@ class Engine:
     def __init__(
         self,
         library: Library,
-        values: Sequence[tuple[int, int, int, int]],
+        values: Sequence[tuple[int, int, int, int, float, int]],
         steps: Sequence[Step],
         ends: tuple[int, int],
         memory: int,
         threads: int,
         isa: str | None = None,
+        path: str | None = None,
     ) -> None:
         maps, listed = (Value * len(values))(*(Value(*value) for value in values)), (Step * len(steps))(*steps)
         plan = Plan(
             ctypes.sizeof(Plan), library.number(isa), ctypes.addressof(maps), len(values), ctypes.addressof(listed),
-            len(steps), *ends, memory, threads, -1,
+            len(steps), *ends, memory, threads, -1, -1 if path is None else library.paths[path],
         )  # fmt: skip
         made = ctypes.c_void_p()
         failure = library.handle.lc_engine_new(ctypes.byref(plan), ctypes.byref(made))

@@ -50,11 +50,13 @@ class Library:
         path: the file.
         isa: name of the instruction set in use.
         isas: those that both the library and this processor have, the plainest first.
+        paths: name -> number of the ways over bytes that both have, the plainest first.
     """
 
     path: str
     isa: str
     isas: tuple[str, ...]
+    paths: dict[str, int]
     _handle: ctypes.CDLL
     _numbers: dict[str, int]
 
@@ -349,6 +351,11 @@ class Library:
     def number(self, isa: str | None = None) -> int:
         """The library's number of an instruction set (None: the one in use), -1 for one that it does not have."""
         return self._number(isa)
+
+    def path_of(self, isa: str | None = None) -> str:
+        """The best way over bytes that does not exceed an instruction set (None: the one in use)."""
+        number = self._handle.lc_path_of(self._number(isa))
+        return next(name for name, each in self.paths.items() if each == number)
 
     def _number(self, isa: str | None) -> int:
         """The library's number of an instruction set, -1 for one that it does not have."""

@@ -186,7 +186,11 @@ DEPTHWISE_SIZES = 16
 class Value(ctypes.Structure):
     """``lc_value`` of native/leanconv.h."""
 
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("height", "width", "channels", "offset"))
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("height", "width", "channels", "offset")),
+        ("scale", ctypes.c_float),
+        ("zero", ctypes.c_int32),
+    )
 
 
 class Step(ctypes.Structure):
@@ -206,6 +210,12 @@ class Step(ctypes.Structure):
         ("weight_size", ctypes.c_int64),
         ("bias", ctypes.c_void_p),
         ("bias_size", ctypes.c_int64),
+        ("bytes", ctypes.c_void_p),
+        ("bytes_size", ctypes.c_int64),
+        ("sums", ctypes.c_void_p),
+        ("sums_size", ctypes.c_int64),
+        ("scales", ctypes.c_void_p),
+        ("scales_size", ctypes.c_int64),
         ("groups", ctypes.c_int64),
         ("kernel_height", ctypes.c_int64),
         ("kernel_width", ctypes.c_int64),
@@ -235,6 +245,8 @@ class Plan(ctypes.Structure):
         ("memory", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("refused", ctypes.c_int64),
+        ("path", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     )
 
 

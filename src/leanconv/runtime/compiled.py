@@ -1,10 +1,11 @@
-"""Runs a plan by the native library, in float32."""
+"""Runs a plan by the native library, in float32 and bytes."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,16 @@ from numpy.typing import NDArray
 from leanconv import _native
 from leanconv._native.structures import Step as NativeStep
 from leanconv.errors import Error
-from leanconv.runtime.plan import ACTIVATIONS, OPS, Plan, Step
+from leanconv.runtime.plan import ACTIVATIONS, OPS, Plan, Step, Value, roles
 
 __all__ = ["Compiled"]
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 _MOST = 2**62  # what the native library sees as a number at all
 _OPS = tuple(OPS)
+# Role of a tensor -> field of the native step, type.
+_FLOATS = {"weight": ("weight", "float32"), "bias": ("bias", "float32")}
+_BYTES = {"weight": ("bytes", "int8"), "bias": ("sums", "int32"), "scale": ("scales", "float32")}
 
 
 class Compiled:
@@ -29,11 +33,11 @@ class Compiled:
 
     Args:
         plan: the network.
-        tensors: by name; float32.
+        tensors: by name; float32, and where a step reads bytes int8 weights and int32 biases.
         threads: how many work at once, 1 to 64; None: as many as there are processors for this process.
 
     Raises:
-        Error: no native library; a tensor is missing or not float32; the plan's numbers do not fit together.
+        Error: no native library; a tensor is missing or of another type; the plan's numbers do not fit together.
     """
 
     def __init__(self, plan: Plan, tensors: Mapping[str, Array], threads: int | None = None) -> None:
@@ -49,13 +53,12 @@ class Compiled:
                 raise Error(f"runtime: {name} must be the number of one of {len(plan.values)} values, got {number}")
         self._in, self._out = plan.values[plan.input].shape, plan.values[plan.output].shape
         held = _Held(plan, tensors)
-        values = [
-            (*_sides(value.shape), -1 if value.offset is None else _number(value.offset)) for value in plan.values
-        ]
+        values = [_told_value(value) for value in plan.values]
         steps = [held.step(step) for step in plan.steps]
         self._engine = _native.Engine(
-            library, values, steps, (plan.input, plan.output), _number(plan.memory), self.threads
-        )
+            library, values, steps, (plan.input, plan.output), _number(plan.memory), self.threads,
+            path=_native.int8(),
+        )  # fmt: skip
 
     def run(self, batch: Array) -> Array:
         """The network's output.
@@ -93,9 +96,10 @@ class _Held:
             raise Error(f"runtime: the operation of a step must be one of {', '.join(OPS)}, got {step.op!r}")
         if step.act not in ACTIVATIONS:
             raise Error(f"runtime: the activation of a step must be one of {', '.join(ACTIVATIONS)}, got {step.act!r}")
-        if set(step.tensors) != set(OPS[step.op]):
+        named = roles(step.op, self._quantized(step))
+        if set(step.tensors) != set(named):
             raise Error(
-                f"runtime: the tensors of {step.op} must be {', '.join(OPS[step.op]) or 'none'}, "
+                f"runtime: the tensors of {step.op} must be {', '.join(named) or 'none'}, "
                 f"got {', '.join(map(str, step.tensors)) or 'none'}"
             )
         window = step.window
@@ -110,19 +114,24 @@ class _Held:
             setattr(made, f"{name}_height", height)
             setattr(made, f"{name}_width", width)
         made.pad_top, made.pad_left, made.pad_bottom, made.pad_right = _numbers(window.padding, 4)
-        if "weight" in step.tensors:
-            weight, bias = self._tensor(step, "weight"), self._tensor(step, "bias")
-            made.weight, made.weight_size = weight.ctypes.data, weight.size
-            made.bias, made.bias_size = bias.ctypes.data, bias.size
+        for role, (field, kind) in (_BYTES if "scale" in step.tensors else _FLOATS).items():
+            if role in step.tensors:
+                tensor = self._tensor(step, role, kind)
+                setattr(made, field, tensor.ctypes.data)
+                setattr(made, f"{field}_size", tensor.size)
         self._alive += [inputs, parts]
         return made
 
-    def _tensor(self, step: Step, role: str) -> Array:
+    def _quantized(self, step: Step) -> bool:
+        first = step.inputs[0] if step.inputs else -1
+        return 0 <= first < len(self._values) and self._values[first].quant is not None
+
+    def _tensor(self, step: Step, role: str, kind: str) -> Array:
         name = step.tensors[role]
         tensor = self._tensors.get(name)
-        if tensor is None or tensor.dtype != np.float32:
+        if tensor is None or tensor.dtype != kind:
             got = "none" if tensor is None else str(tensor.dtype)
-            raise Error(f"runtime: tensor {name!r} must be there in float32, got {got}")
+            raise Error(f"runtime: tensor {name!r} must be there in {kind}, got {got}")
         wanted = self._shape(step, role)
         if tensor.shape != wanted:
             raise Error(f"runtime: tensor {name!r} of {step.op} must have shape {wanted}, got {tensor.shape}")
@@ -137,7 +146,7 @@ class _Held:
             )
         height, width, channels = self._values[step.inputs[0]].shape
         out = self._values[step.output].shape[2]
-        if role == "bias" or step.op == "affine":
+        if role != "weight" or step.op == "affine":
             return (out,)
         if step.op == "linear":
             return (out, height * width * channels)
@@ -152,6 +161,15 @@ def _number(value: int) -> int:
     if not -1 <= value <= _MOST:
         raise Error(f"runtime: a number of a plan must be 0 to 2^62, got {value}")
     return int(value)
+
+
+def _told_value(value: Value) -> tuple[int, int, int, int, float, int]:
+    quant, offset = value.quant, -1 if value.offset is None else _number(value.offset)
+    if quant is None:
+        return (*_sides(value.shape), offset, 0.0, 0)
+    if not 0 <= quant.zero <= 255 or not quant.scale > 0:
+        raise Error(f"runtime: a value's scale must be above 0 and its zero point a byte, got {quant}")
+    return (*_sides(value.shape), offset, float(quant.scale), int(quant.zero))
 
 
 def _sides(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -270,7 +270,7 @@ class Engine:
 
 def _runner(plan: Plan, tensors: Tensors, threads: int) -> tuple[str, _Runner]:
     """What runs the plan, and its name: the one place that chooses."""
-    if _native.load() is not None and all(value.quant is None for value in plan.values):
+    if _native.load() is not None:
         from leanconv.runtime.compiled import Compiled
 
         return "native", Compiled(plan, tensors, threads)

@@ -30,11 +30,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "v2": {"model": "int8_networks:mobilenet_v2", "epochs": 8},
 }
 SETTINGS = {"techniques.batchnorm": False, "precision": "32-true", "data.augment": "flip_crop", "threads": 1}
-WAYS = [(rule, even, True, False) for rule in ("minmax", "percentile", "mse") for even in (False, True)] + [
-    ("mse", True, False, False),
-    ("mse", True, True, True),
-]
-STEPS = ("equalised", "corrected", "clipped")
+WAYS = [(rule, even, True) for rule in ("minmax", "percentile", "mse") for even in (False, True)]
+WAYS.append(("mse", True, False))
+STEPS = ("equalised", "corrected")
 POWERS = 4
 
 
@@ -49,20 +47,20 @@ def trained(data: str, name: str) -> Run:
 
 def measured(plan: Any, tensors: Any, samples: Samples, words: str, base: dict[str, Any]) -> None:
     """One record for each way."""
-    for rule, even, correct, clip in WAYS:
-        how = Int8(rule, equalise=even, correct=correct, clip_weights=clip, max_drop=100)
+    for rule, even, correct in WAYS:
+        how = Int8(rule, equalise=even, correct=correct, max_drop=100)
         made = quantise(plan, tensors, samples, how)
         before, after = made.before, made.after
         assert before is not None
         assert after.score is not None
-        done = " ".join(word if on else "-" * len(word) for word, on in zip(STEPS, (even, correct, clip), strict=True))
+        done = " ".join(word if on else "-" * len(word) for word, on in zip(STEPS, (even, correct), strict=True))
         print(
             f"{words:<14} {rule:<10} {done}  float {100 * before.accuracy:.2f}  int8 {100 * after.score.accuracy:.2f}  "
-            f"{0 - after.lost:+.2f}  differ {100 * (1 - after.agreement):.2f} %  {after.ratio:.1f} dB",
+            f"{0 - after.lost:+.2f}  differ {100 * (1 - (after.agreement or 0)):.2f} %  {after.ratio:.1f} dB",
             flush=True,
         )
         bench.write("int8_accuracy", base | {
-            "rule": rule, "equalised": made.links, "corrected": correct, "clipped": clip, "float": before.correct,
+            "rule": rule, "equalised": made.links, "corrected": correct, "float": before.correct,
             "int8": after.score.correct, "total": before.total, "agreement": after.agreement,
             "db": round(after.ratio, 2), "seconds": round(made.seconds, 1),
         })  # fmt: skip

@@ -268,3 +268,12 @@ def test_what_is_refused(place: int, tmp_path: Path) -> None:
 def test_options_out_of_range(words: dict[str, Any], sentence: str) -> None:
     with pytest.raises(Error, match=sentence):
         Int8(**words)
+
+
+def test_outputs_that_are_no_classes(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    told = exported(network, tmp_path / "net.lean", int8=Int8(max_drop=0))
+    assert told.quantised is not None
+    assert told.quantised.after.agreement is None
+    assert told.quantised.after.ratio > 30
+    assert "the output is no vector of classes" in told.table()

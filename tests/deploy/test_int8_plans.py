@@ -407,7 +407,7 @@ def test_signal_to_noise_layer_by_layer() -> None:
     x = maps(torch.rand(4, 3, 32, 32))
     images = Images(x, None, None)
     ready = calibrated(found.plan, found.tensors, images, Int8())
-    made = lower(ready.plan, ready.biased, ready.quants)
+    made = lower(ready.plan, ready.tensors, ready.quants, (), ready.biases)
     told = noises(ready.plan, ready.tensors, made, images)
     assert sorted(told) == list(range(len(found.plan.values)))
     assert all(20 < ratio <= 200 for ratio in told.values())
@@ -419,3 +419,12 @@ def test_units_are_what_rounds() -> None:
     found = translated(drawn(mobilenet_v2()), 2, 3, 32, 32)
     ops = [found.plan.steps[i].op for i in units(found.plan)]
     assert set(ops) == {"conv", "block", "linear"}
+
+
+def test_biases_of_layers_in_float_are_as_they_were() -> None:
+    found = translated(drawn(mobilenet_v2()), 2, 3, 32, 32)
+    ready = calibrated(found.plan, found.tensors, Images(maps(torch.rand(4, 3, 32, 32)), None, None), Int8())
+    bias = ready.plan.steps[0].tensors["bias"]
+    assert not np.array_equal(ready.biases[ready.plan.steps[0].output], ready.tensors[bias])
+    made = lower(ready.plan, ready.tensors, ready.quants, {0}, ready.biases)
+    assert np.array_equal(made.tensors[made.plan.steps[0].tensors["bias"]], ready.tensors[bias])

@@ -152,7 +152,10 @@ def _lean(
     tensors: Mapping[str, NDArray[Any]] = found.tensors
     quantised: Quantised | None = None
     if int8 is not None:
-        plan, tensors, quantised = written(path, plan, tensors, int8, chosen(data, run, plan, int8.calibrate), say)
+        samples = chosen(
+            data, run, plan, int8.calibrate, lambda done, total: say(f"reading images: {done:,} of {total:,}")
+        )
+        plan, tensors, quantised = written(path, plan, tensors, int8, samples, say)
     blocks = sum(step.op == "block" for step in plan.steps)
     count = sum(tensor.size for tensor in tensors.values())
     size, memory = path.stat().st_size, 4 * plan.memory

@@ -91,7 +91,11 @@ def shared(plan: Plan, quants: Mapping[int, Quant]) -> dict[int, Quant]:
 
 
 def lower(
-    plan: Plan, tensors: Tensors, quants: Mapping[int, Quant], kept: Collection[int] = (), clipped: bool = False
+    plan: Plan,
+    tensors: Tensors,
+    quants: Mapping[int, Quant],
+    kept: Collection[int] = (),
+    biases: Mapping[int, Array] | None = None,
 ) -> Lowered:
     """Bytes wherever they can be.
 
@@ -100,16 +104,21 @@ def lower(
         tensors: by name.
         quants: of every value, those inside blocks too.
         kept: places of steps that stay in float; pooling and the like between two of them stays in float too.
-        clipped: as of :func:`leanconv.deploy.quantisation.weights.quantised`.
+        biases: output of a step, or of a block's part -> its bias where it is in bytes; None: the same as in float.
     """
-    return _Lowering(plan, tensors, quants, kept, clipped).done()
+    return _Lowering(plan, (tensors, biases or {}), quants, kept).done()
 
 
 class _Lowering:
     def __init__(
-        self, plan: Plan, tensors: Tensors, quants: Mapping[int, Quant], kept: Collection[int], clipped: bool
+        self,
+        plan: Plan,
+        tensors: tuple[Tensors, Mapping[int, Array]],
+        quants: Mapping[int, Quant],
+        kept: Collection[int],
     ) -> None:
-        self._plan, self._old, self._clipped = plan, tensors, clipped
+        self._plan = plan
+        self._old, self._biases = tensors
         self._quants = dict(shared(plan, quants))
         self._values = [replace(plan.values[plan.input], offset=None)]
         self._steps: list[Step] = []
@@ -227,7 +236,7 @@ class _Lowering:
 
     def _layer_of(self, part: Step, scale: float) -> Layer:
         weight, bias = (self._old[part.tensors[role]] for role in ("weight", "bias"))
-        return quantised(part.op, weight, bias, scale, self._clipped)
+        return quantised(part.op, weight, self._biases.get(part.output, bias), scale)
 
     def _least(self, part: Step, scales: list[float], layer: Layer | None) -> float:
         """The finest scale of an output with which a step's result stays far inside 32 bits."""

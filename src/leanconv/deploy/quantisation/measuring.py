@@ -30,13 +30,13 @@ class Measured:
 
     Attributes:
         score: right answers; None without labels.
-        agreement: share of images with the same answer as in float.
-        lost: points of accuracy below float; without labels points of agreement below 100.
+        agreement: share of images with the same answer as in float; None where outputs are no classes.
+        lost: points of accuracy below float; without labels points of agreement below 100; 0 without classes.
         ratio: signal to noise of the outputs against float, in dB.
     """
 
     score: Score | None
-    agreement: float
+    agreement: float | None
     lost: float
     ratio: float
 
@@ -52,18 +52,21 @@ def outputs(engine: Engine, images: Images, progress: Watch | None = None) -> Ar
     return y.reshape(len(y), -1)
 
 
-def judged(y: Array, reference: Array, labels: NDArray[np.int64] | None) -> Measured:
+def judged(y: Array, reference: Array, labels: NDArray[np.int64] | None = None, classes: bool = True) -> Measured:
     """Outputs beside those of float.
 
     Args:
         y, reference: (N, K).
         labels: (N,), or None.
+        classes: whether the largest output is an answer.
     """
     answers, wanted = y.argmax(1), reference.argmax(1)
     agreement = float((answers == wanted).mean())
     ratio = decibel(
         float(np.square(reference, dtype=np.float64).sum()), float(np.square(y - reference, dtype=np.float64).sum())
     )
+    if not classes:
+        return Measured(None, None, 0.0, ratio)
     if labels is None:
         return Measured(None, agreement, 100 * (1 - agreement), ratio)
     right, before = int((answers == labels).sum()), int((wanted == labels).sum())

@@ -21,7 +21,6 @@ class Int8:
         max_drop: points of accuracy that may be lost; layers stay in float until the bound holds.
         equalise: give the channels between two layers one size first, where that leaves the function.
         correct: make up in the biases for what rounding the weights adds on average.
-        clip_weights: choose the scale of each output channel by the square error, instead of by its largest weight.
 
     Raises:
         Error: a value out of range.
@@ -33,7 +32,6 @@ class Int8:
     max_drop: float = 1.0
     equalise: bool = True
     correct: bool = True
-    clip_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:

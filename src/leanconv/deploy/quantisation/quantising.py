@@ -44,14 +44,14 @@ class Calibrated:
 
     Attributes:
         plan, tensors: of the same function, equalised.
-        biased: the tensors with corrected biases.
+        biases: output of a step or part -> its corrected bias, in bytes.
         quants: the bytes of each value.
         links: how many pairs of layers were equalised.
     """
 
     plan: Plan
     tensors: Tensors
-    biased: Tensors
+    biases: Mapping[int, Array]
     quants: dict[int, Quant]
     links: int
 
@@ -104,16 +104,14 @@ def calibrated(plan: Plan, tensors: Tensors, images: Images, options: Int8, say:
             seen = _observed(plan, own, images, "calibrating what was equalised", say)
     quants = {number: quant(*within(options.rule, one.counted, options.percentile)) for number, one in seen.items()}
     quants[plan.input] = _input(plan, seen[plan.input])
-    biased = dict(own)
+    biases: dict[int, Array] = {}
     if options.correct:
         for step in opened(plan).steps:
             if step.op in WEIGHTED:
                 weight, bias = (own[step.tensors[role]] for role in ("weight", "bias"))
                 read = step.inputs[0]
-                biased[step.tensors["bias"]] = corrected(
-                    step, weight, bias, seen[read].channels.mean, quants[read].scale, options.clip_weights
-                )
-    return Calibrated(plan, own, biased, quants, count)
+                biases[step.output] = corrected(step, weight, bias, seen[read].channels.mean, quants[read].scale)
+    return Calibrated(plan, own, biases, quants, count)
 
 
 def quantise(
@@ -139,16 +137,17 @@ def quantise(
     told = say or (lambda words: None)
     ready = calibrated(plan, tensors, samples.calibration, options, told)
     labels = samples.measured.labels
+    classes = _classes(plan)
     with Engine(ready.plan, ready.tensors) as engine:
         reference = outputs(engine, samples.measured, _counting(told, "measuring float"))
-    before = judged(reference, reference, labels).score
+    before = judged(reference, reference, labels, classes).score
 
     def made(kept: Sequence[int]) -> Lowered:
-        return lower(ready.plan, ready.biased, ready.quants, kept, options.clip_weights)
+        return lower(ready.plan, ready.tensors, ready.quants, kept, ready.biases)
 
     def measured(found: Lowered, words: str) -> Measured:
         with opening(found.plan, found.tensors) as engine:
-            return judged(outputs(engine, samples.measured, _counting(told, words)), reference, labels)
+            return judged(outputs(engine, samples.measured, _counting(told, words)), reference, labels, classes)
 
     lowered = made(())
     if not lowered.left:
@@ -161,11 +160,8 @@ def quantise(
         results: dict[int, tuple[Lowered, Measured]] = {}
 
         def holds(kept: Sequence[int]) -> bool:
-            found = made(kept)
-            results[len(kept)] = (
-                found,
-                measured(found, f"measuring int8 with {len(kept)} of {len(order)} layers in float"),
-            )
+            found, words = made(kept), f"measuring int8 with {len(kept)} of {len(order)} layers in float"
+            results[len(kept)] = found, measured(found, words)
             return results[len(kept)][1].lost <= options.max_drop
 
         try:
@@ -181,6 +177,12 @@ def quantise(
     layers = _rows(ready.plan, lowered, ratios, alone)
     seconds = time.perf_counter() - start
     return Made(lowered, ready.plan, ready.tensors, ready.links, before, reference, after, layers, seconds)
+
+
+def _classes(plan: Plan) -> bool:
+    """Whether the output can be classes: a vector."""
+    height, width, channels = plan.values[plan.output].shape
+    return height == width == 1 < channels
 
 
 def _observed(plan: Plan, tensors: Tensors, images: Images, words: str, say: Say | None) -> dict[int, Seen]:
@@ -209,7 +211,7 @@ def _alone(ready: Calibrated, made: Callable[[Sequence[int]], Lowered], images: 
         say(f"ranking layers, {len(ratios) + 1} of {len(every)}")
         found = made([other for other in every if other != unit])
         with Engine(found.plan, found.tensors) as engine:
-            ratios[unit] = judged(outputs(engine, images), wanted, None).ratio
+            ratios[unit] = judged(outputs(engine, images), wanted).ratio
         return -ratios[unit]
 
     order = ranked(every, cost)

@@ -92,11 +92,12 @@ class Quantised:
         rule = f"percentile {options.percentile:g}" if options.rule == "percentile" else options.rule
         even = f", {self.equalised} pairs of layers equalised" if self.equalised else ""
         lines = [f"calibration      {rule} on {self.calibrated:,} images{even}"]
-        changed = 100 * (1 - after.agreement)
-        if after.score is not None and self.before is not None:
+        if after.agreement is None:
+            lines.append("accuracy         not measured: the output is no vector of classes")
+        elif after.score is not None and self.before is not None:
             lines.append(
                 f"accuracy         float {_share(self.before)} %, int8 {_share(after.score)} %: "
-                f"{0 - after.lost:+.2f} points, {changed:.2f} % of the answers differ"
+                f"{0 - after.lost:+.2f} points, {100 * (1 - after.agreement):.2f} % of the answers differ"
             )
         else:
             lines.append(

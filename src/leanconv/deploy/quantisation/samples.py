@@ -68,7 +68,7 @@ class Samples:
     notes: tuple[str, ...] = ()
 
 
-def chosen(given: Any, run: Run | None, plan: Plan, calibrate: int) -> Samples:
+def chosen(given: Any, run: Run | None, plan: Plan, calibrate: int, progress: data.Progress | None = None) -> Samples:
     """The images that a user gave, or else those of the run.
 
     Args:
@@ -76,19 +76,20 @@ def chosen(given: Any, run: Run | None, plan: Plan, calibrate: int) -> Samples:
         run: what is exported, or None.
         plan: of floats.
         calibrate: so many to calibrate on.
+        progress: called with (images read, images in all).
 
     Raises:
         Error: as of the other functions here; neither images nor a run that tells where its images are.
     """
     if isinstance(given, str | Path):
-        return of_folder(given, plan, calibrate)
+        return of_folder(given, plan, calibrate, progress)
     if given is not None:
         return of_arrays(given, plan, calibrate)
     where = None if run is None else str(run.record.data.get("path", ""))
     if run is None or where is None or where.startswith("hf:"):
         got = "none" if run is None else "a run whose images are on a hub"
         raise Error(f"int8: images must be given to calibrate on (--data DIR), got {got}")
-    return of_run(run, plan, calibrate)
+    return of_run(run, plan, calibrate, progress)
 
 
 def of_arrays(given: Any, plan: Plan, calibrate: int) -> Samples:

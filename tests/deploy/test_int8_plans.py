@@ -406,7 +406,7 @@ def test_signal_to_noise_layer_by_layer() -> None:
     found = translated(drawn(mobilenet_v2()), 2, 3, 32, 32)
     x = maps(torch.rand(4, 3, 32, 32))
     images = Images(x, None, None)
-    ready = calibrated(found.plan, found.tensors, images, Int8())
+    ready = calibrated(found.plan, found.tensors, images, Int8())[-1]
     made = lower(ready.plan, ready.tensors, ready.quants, (), ready.biases)
     told = noises(ready.plan, ready.tensors, made, images)
     assert sorted(told) == list(range(len(found.plan.values)))
@@ -423,7 +423,7 @@ def test_units_are_what_rounds() -> None:
 
 def test_biases_of_layers_in_float_are_as_they_were() -> None:
     found = translated(drawn(mobilenet_v2()), 2, 3, 32, 32)
-    ready = calibrated(found.plan, found.tensors, Images(maps(torch.rand(4, 3, 32, 32)), None, None), Int8())
+    ready = calibrated(found.plan, found.tensors, Images(maps(torch.rand(4, 3, 32, 32)), None, None), Int8())[-1]
     bias = ready.plan.steps[0].tensors["bias"]
     assert not np.array_equal(ready.biases[ready.plan.steps[0].output], ready.tensors[bias])
     made = lower(ready.plan, ready.tensors, ready.quants, {0}, ready.biases)

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from leanconv.deploy.quantisation.choosing import fewest, ranked
-from leanconv.deploy.quantisation.equalisation import equalised, links
+from leanconv.deploy.quantisation.equalisation import equalised
 from leanconv.deploy.quantisation.lowering import Lowered, lower, pointed, units
 from leanconv.deploy.quantisation.measuring import Measured, judged, noises, outputs
 from leanconv.deploy.quantisation.observing import Seen, observe, opened, portions
@@ -35,7 +35,11 @@ FEW = 16
 """Images for signal to noise, layer by layer."""
 
 SOME = 32
-"""Images for what each layer costs alone."""
+"""Images of the calibration, a quarter of it at most, that no range comes from: choices are made on them."""
+
+
+GAIN = 0.5
+"""dB by which equalising must lower the noise of the output: less is chance."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,8 @@ class Made:
     seconds: float
 
 
-def calibrated(plan: Plan, tensors: Tensors, images: Images, options: Int8, say: Say | None = None) -> Calibrated:
-    """Ranges of all values, after equalisation.
+def calibrated(plan: Plan, tensors: Tensors, images: Images, options: Int8, say: Say | None = None) -> list[Calibrated]:
+    """Ranges of all values: as they are, and where that is wanted and finds something to do, equalised too.
 
     Args:
         plan: of floats.
@@ -97,21 +101,27 @@ def calibrated(plan: Plan, tensors: Tensors, images: Images, options: Int8, say:
     """
     plan, own = pointed(plan, tensors)
     seen = _observed(plan, own, images, "calibrating", say)
-    count = 0
-    if options.equalise and links(plan):
+    found = [_ranged(plan, own, seen, options, 0)]
+    if options.equalise:
         own, count = equalised(plan, own, seen)
         if count:
             seen = _observed(plan, own, images, "calibrating what was equalised", say)
+            found.append(_ranged(plan, own, seen, options, count))
+    return found
+
+
+def _ranged(plan: Plan, tensors: Tensors, seen: Mapping[int, Seen], options: Int8, count: int) -> Calibrated:
     quants = {number: quant(*within(options.rule, one.counted, options.percentile)) for number, one in seen.items()}
     quants[plan.input] = _input(plan, seen[plan.input])
     biases: dict[int, Array] = {}
     if options.correct:
         for step in opened(plan).steps:
             if step.op in WEIGHTED:
-                weight, bias = (own[step.tensors[role]] for role in ("weight", "bias"))
+                weight, bias = (tensors[step.tensors[role]] for role in ("weight", "bias"))
                 read = step.inputs[0]
-                biases[step.output] = corrected(step, weight, bias, seen[read].channels.mean, quants[read].scale)
-    return Calibrated(plan, own, biases, quants, count)
+                mean, scale = seen[read].channels.mean, quants[read].scale
+                biases[step.output] = corrected(step, weight, bias, mean, scale)
+    return Calibrated(plan, tensors, biases, quants, count)
 
 
 def quantise(
@@ -119,7 +129,8 @@ def quantise(
 ) -> Made:
     """A plan of bytes that loses no more than the user allows.
 
-    All that can be bytes is made bytes. Where that loses more than ``options.max_drop`` points, layers are ranked by
+    All that can be bytes is made bytes, equalised where that lowers the noise on images held back from the calibration.
+    Where that loses more than ``options.max_drop`` points, layers are ranked by
     the noise that each alone brings to the output, and put back into float in that order until the bound holds.
 
     Args:
@@ -135,7 +146,8 @@ def quantise(
     """
     start = time.perf_counter()
     told = say or (lambda words: None)
-    ready = calibrated(plan, tensors, samples.calibration, options, told)
+    ranged, held = samples.calibration.parted(SOME)
+    ready = _quieter(calibrated(plan, tensors, ranged, options, told), held)
     labels = samples.measured.labels
     classes = _classes(plan)
     with Engine(ready.plan, ready.tensors) as engine:
@@ -143,7 +155,7 @@ def quantise(
     before = judged(reference, reference, labels, classes).score
 
     def made(kept: Sequence[int]) -> Lowered:
-        return lower(ready.plan, ready.tensors, ready.quants, kept, ready.biases)
+        return _lowered(ready, kept)
 
     def measured(found: Lowered, words: str) -> Measured:
         with opening(found.plan, found.tensors) as engine:
@@ -155,7 +167,7 @@ def quantise(
     after = measured(lowered, "measuring int8")
     alone: dict[int, float] = {}
     if after.lost > options.max_drop:
-        alone = _alone(ready, made, samples.calibration.first(SOME), told)
+        alone = _alone(ready, made, held, told)
         order = list(alone)
         results: dict[int, tuple[Lowered, Measured]] = {}
 
@@ -173,10 +185,28 @@ def quantise(
                 "with any layer in bytes; the file was not kept"
             ) from None
     told("comparing layers")
-    ratios = noises(ready.plan, ready.tensors, lowered, samples.calibration.first(FEW))
+    ratios = noises(ready.plan, ready.tensors, lowered, held.first(FEW))
     layers = _rows(ready.plan, lowered, ratios, alone)
     seconds = time.perf_counter() - start
     return Made(lowered, ready.plan, ready.tensors, ready.links, before, reference, after, layers, seconds)
+
+
+def _lowered(ready: Calibrated, kept: Sequence[int] = ()) -> Lowered:
+    return lower(ready.plan, ready.tensors, ready.quants, kept, ready.biases)
+
+
+def _quieter(tried: list[Calibrated], images: Images) -> Calibrated:
+    """The equalised one where its outputs have less noise on images that no range comes from."""
+    if len(tried) == 1:
+        return tried[0]
+
+    def ratio(ready: Calibrated) -> float:
+        made = _lowered(ready)
+        with Engine(ready.plan, ready.tensors) as engine, Engine(made.plan, made.tensors) as bytes_:
+            return judged(outputs(bytes_, images), outputs(engine, images)).ratio
+
+    plain, even = map(ratio, tried)
+    return tried[1] if even > plain + GAIN else tried[0]
 
 
 def _classes(plan: Plan) -> bool:

@@ -50,6 +50,15 @@ class Images:
         place = _spread(len(self), count)
         return Images(self.maps[place], None if self.labels is None else self.labels[place], self.picture)
 
+    def parted(self, count: int) -> tuple[Images, Images]:
+        """All but so many, and these, a quarter at most; of fewer than four both are all."""
+        if len(self) < 4:
+            return self, self
+        place = _spread(len(self), min(count, len(self) // 4))
+        rest = np.setdiff1d(np.arange(len(self)), place)
+        a, b = ((self.maps[i], None if self.labels is None else self.labels[i]) for i in (rest, place))
+        return Images(*a, self.picture), Images(*b, self.picture)
+
 
 @dataclass(frozen=True, eq=False)
 class Samples:

@@ -259,9 +259,10 @@ def test_equalising_leaves_the_function(seed: int, act: str, between: str) -> No
             Reference(plan, made, np.float64).run(other), right, rtol=1e-4, atol=1e-5 * np.abs(right).max()
         )
     # What a depthwise layer reads has channels of one size.
-    again = observe(plan, made, [batch])[wide].channels.largest
+    before_, after = (observe(plan, t, [batch])[wide].channels.largest for t in (tensors, made))
+    even = after >= 0.99 / HEADROOM * after.max()
     if act != "relu6":
-        assert again.min() >= 0.99 / HEADROOM * again.max() or (seen[wide].channels.largest == 0).any()
+        assert (even | (before_ < before_.max() / 512)).all()
 
 
 def test_relu6_bounds_the_factors() -> None:

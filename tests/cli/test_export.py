@@ -143,6 +143,7 @@ def test_bytes_without_images(place: Path, capsys: Capture) -> None:
         (["--data", "pics"], "--data is for --int8, got it without"),
         (["--max-drop", "1"], "--max-drop is for --int8, got it without"),
         (["--layers"], "--layers is for --int8, got it without"),
+        (["--int8", "--percentile", "99", "--rule", "mse"], "--percentile is for --rule percentile, got --rule mse"),
         (["--int8", "--rule", "max"], "rule must be one of mse, percentile, minmax, got 'max'"),
         (["--int8", "--format", "onnx"], "--int8 writes .lean files alone, got --format onnx"),
     ],

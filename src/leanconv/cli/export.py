@@ -39,7 +39,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     told.add_argument("--data", metavar="DIR", help="images to calibrate and to measure on (default: the run's)")
     told.add_argument("--max-drop", type=float, metavar="P", help="points of accuracy that may be lost (default: 1)")
     told.add_argument("--rule", metavar="NAME", help="ranges by mse, percentile or minmax (default: mse)")
-    told.add_argument("--percentile", type=float, metavar="P", help="of that rule (default: 99.99)")
+    told.add_argument(
+        "--percentile", type=float, metavar="P", help="of that rule, which it chooses too (default: 99.99)"
+    )
     told.add_argument("--calibrate", type=int, metavar="N", help="images that the ranges come from (default: 256)")
     told.add_argument("--no-equalise", action="store_true", help="leave the channels of layers in a row as they are")
     told.add_argument("--layers", action="store_true", help="print signal to noise, layer by layer")
@@ -54,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     how = {name: getattr(arguments, name) for name in ("max_drop", "rule", "percentile", "calibrate")}
     how = {name: value for name, value in how.items() if value is not None}
     how |= {"equalise": False} if arguments.no_equalise else {}
+    if "percentile" in how and how.setdefault("rule", "percentile") != "percentile":
+        raise Error(f"export: --percentile is for --rule percentile, got --rule {how['rule']}")
     if not arguments.int8 and (how or arguments.data is not None or arguments.layers):
         word = "--data" if arguments.data is not None else "--" + next(iter(how), "layers").replace("_", "-")
         raise Error(f"export: {word} is for --int8, got it without")

@@ -55,23 +55,21 @@ class Exported:
         Args:
             layers: of an int8 file, a line for each of its layers.
         """
+        told = self.quantised
+        smaller = "" if told is None else f" ({told.float_bytes / self.bytes:.2f} times smaller than in float)"
+        less = "" if told is None else f" ({told.float_memory:,} in float)"
         blocks = f", {self.blocks} of them blocks of depthwise and pointwise convolutions" if self.blocks else ""
         lines = [
             f"file             {self.path}",
-            f"size             {self.bytes:,} bytes, {self.parameters:,} parameters{_smaller(self)}",
+            f"size             {self.bytes:,} bytes, {self.parameters:,} parameters{smaller}",
             f"MACs             {self.macs:,} an input",
             f"steps            {self.steps}{blocks}",
         ]
         if self.memory is not None:
-            lines.append(f"memory           {self.memory:,} bytes an input")
-        whose = "" if self.quantised is None else "in float, "
+            lines.append(f"memory           {self.memory:,} bytes an input{less}")
+        whose = "" if told is None else "in float, "
         lines += [f"difference       {whose}{self.difference}", f"compared with    {self.executor}"]
-        told = [] if self.quantised is None else self.quantised.lines()
-        notes = (*self.notes, *(() if self.quantised is None else self.quantised.notes))
-        listed = self.quantised.listed() if layers and self.quantised is not None else []
-        return "\n".join([*lines, *told, *(f"note             {note}" for note in notes), *listed])
-
-
-def _smaller(done: Exported) -> str:
-    told = done.quantised
-    return "" if told is None else f" ({told.float_bytes / done.bytes:.2f} times smaller than in float)"
+        if told is not None:
+            lines += told.lines()
+        lines += [f"note             {note}" for note in (*self.notes, *(() if told is None else told.notes))]
+        return "\n".join([*lines, *(told.listed() if layers and told is not None else ())])

@@ -4,8 +4,9 @@
 
 DATA holds CIFAR-10 in any form that ``leanconv train`` reads, with train and test apart. Networks are trained on it
 (runs/int8-NAME, taken up again if they are there), on one thread: ``small``, separable, with ReLU, and a MobileNetV2 of
-half the width with ReLU6, and with hard-swish. Each is measured as it is and ``unequal``: the same function with the channels between layers
-multiplied by random powers of two from 2^-4 to 2^4, as networks come whose training did not keep them apart.
+half the width with ReLU6, and with hard-swish. Each is measured as it is and, but for hard-swish, ``unequal``: the same
+function with the channels between layers multiplied by random powers of two from 2^-4 to 2^4, as networks come whose
+training did not keep them apart.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from torch import nn
 
 from lean_nets import basic, drawn, maps, mobilenet_v2, mobilenet_v3, resnet, translated
 from lean_plans import Builder, plans
+from leanconv.deploy.quantisation import quantising
 from leanconv.deploy.quantisation.choosing import fewest, ranked
 from leanconv.deploy.quantisation.equalisation import HEADROOM, MARGIN, equalised, links
 from leanconv.deploy.quantisation.lowering import Lowered, lower, pointed, shared, units
@@ -429,3 +430,26 @@ def test_biases_of_layers_in_float_are_as_they_were() -> None:
     assert not np.array_equal(ready.biases[ready.plan.steps[0].output], ready.tensors[bias])
     made = lower(ready.plan, ready.tensors, ready.quants, {0}, ready.biases)
     assert np.array_equal(made.tensors[made.plan.steps[0].tensors["bias"]], ready.tensors[bias])
+
+
+def test_equalising_must_lower_the_noise_of_images_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = translated(drawn(mobilenet_v2()), 2, 3, 32, 32)
+    images = Images(maps(torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))), None, None)
+    plan, tensors = unequal(found.plan, found.tensors, 4)
+    samples = Samples(images, images, "noise")
+    assert quantise(plan, tensors, samples, Int8()).links > 0
+    monkeypatch.setattr(quantising, "GAIN", 100)
+    assert quantise(plan, tensors, samples, Int8()).links == 0
+
+
+@given(st.integers(2, 50), st.integers(1, 60))
+def test_images_held_back_are_others(count: int, some: int) -> None:
+    whole = Images(np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1), np.arange(count), None)
+    rest, held = whole.parted(some)
+    if count < 4:
+        assert len(rest) == len(held) == count
+    else:
+        assert len(held) == min(some, count // 4)
+        assert sorted([*rest.maps.flat, *held.maps.flat]) == list(range(count))
+        assert held.labels is not None
+        assert np.array_equal(held.labels, held.maps.reshape(-1))

@@ -73,6 +73,7 @@ def test_a_file_of_bytes_that_answers_nearly_as_the_network(tmp_path: Path) -> N
     with runtime.load(path, verify=True) as engine:
         assert engine.classes == CLASSES
         assert engine.plan.picture == PICTURE
+        assert engine.plan.about["int8"] == "mse on 20 images"
         assert engine.plan.values[engine.plan.steps[0].output].quant is not None
         wanted = network(X).detach().numpy()
         assert np.abs(engine(X.numpy()) - wanted).max() < 0.05 * np.abs(wanted).max()

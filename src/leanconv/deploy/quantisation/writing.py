@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def written(
     """
     start = time.perf_counter()
     size, memory = path.stat().st_size, 4 * plan.memory
+    plan = replace(plan, about={**plan.about, "int8": f"{options.rule} on {len(samples.calibration)} images"})
 
     def opening(plan: Plan, tensors: Tensors) -> Engine:
         file.write(path, plan, tensors)

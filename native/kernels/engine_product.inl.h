@@ -55,8 +55,10 @@ struct Panel {
 // `before` is read from the second turn on, which the compiler does not see.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+// Not inlined: among all the other tiles its pointers would not stay in registers.
 template <int R, int V>
-static void tile_product(const Panel& p, const float* x, float* y, const float* second, const char* ahead, int64_t stride) {
+static __attribute__((noinline)) void tile_product(const Panel& p, const float* x, float* y, const float* second,
+                                                   const char* ahead, int64_t stride) {
   vf sum[R][V];
   float before[R][V][kFloats], none[V * kFloats];
   const float *b = p.weights, *start = p.bias;

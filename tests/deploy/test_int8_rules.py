@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from leanconv.deploy.quantisation.histogram import BINS, Histogram
-from leanconv.deploy.quantisation.rules import RULES, error, quant, within
+from leanconv.deploy.quantisation.rules import RULES, quant, within
 from leanconv.deploy.quantisation.weights import corrected, quantised, rows, spread
 from leanconv.errors import Error
 from leanconv.runtime.plan import Quant, Step
@@ -28,6 +28,12 @@ def counted(*parts: Any) -> Histogram:
 
 def real(bytes_: Any, of: Quant) -> Any:
     return of.scale * (bytes_.astype(np.float64) - of.zero)
+
+
+def error(of: Histogram, bytes_: Quant) -> float:
+    """Squared differences of the bins' middles from what their bytes stand for."""
+    off = real(rounded(of.centres, bytes_), bytes_) - of.centres
+    return float((off**2 * of.counts).sum())
 
 
 def rounded(x: Any, of: Quant) -> Any:

@@ -11,7 +11,7 @@ from leanconv.deploy.quantisation.histogram import Histogram
 from leanconv.errors import Error
 from leanconv.runtime.plan import Quant
 
-__all__ = ["RULES", "error", "quant", "within"]
+__all__ = ["RULES", "quant", "within"]
 
 _LEAST, _MOST = 1e-30, 1e30
 
@@ -50,12 +50,6 @@ def within(rule: str, counted: Histogram, percentile: float) -> tuple[float, flo
     if counted.low == counted.high:
         return counted.low, counted.high
     return RULES[rule](counted, percentile)
-
-
-def error(counted: Histogram, bytes_: Quant) -> float:
-    """Sum of the squared differences between the numbers, each as its bin's middle, and what their bytes stand for."""
-    filled = counted.counts > 0
-    return float(_errors(counted.centres[filled], counted.counts[filled], [bytes_])[0])
 
 
 def _errors(centres: NDArray[np.float64], counts: NDArray[np.int64], tried: list[Quant]) -> NDArray[np.float64]:

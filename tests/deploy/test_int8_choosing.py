@@ -129,6 +129,7 @@ def test_equalising_must_lower_the_noise_of_images_held_back(monkeypatch: pytest
 # --- choosing --------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(2, 40), st.integers(1, 60))
 def test_the_fewest_layers_stay_in_float(count: int, needed: int) -> None:
     asked: list[int] = []
@@ -203,6 +204,7 @@ def test_a_bound_that_cannot_be_held() -> None:
         quantise(plan, tensors, samples, Int8(rule="minmax", equalise=False, max_drop=0))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 50), st.integers(1, 60))
 def test_images_held_back_are_others(count: int, some: int) -> None:
     whole = Images(np.arange(count, dtype=np.float32).reshape(-1, 1, 1, 1), np.arange(count), None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -43,6 +43,7 @@ def rounded(x: Any, of: Quant) -> Any:
 # --- histograms ------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(NUMBERS, NUMBERS, NUMBERS)
 def test_counts_do_not_depend_on_order_or_portions(a: Any, b: Any, c: Any) -> None:
     one, other = counted(a, b, c), counted(np.concatenate([c, a]), b)
@@ -53,6 +54,7 @@ def test_counts_do_not_depend_on_order_or_portions(a: Any, b: Any, c: Any) -> No
     assert (one.low, one.high) == (whole.min(), whole.max())
 
 
+@settings(deadline=None)
 @given(NUMBERS)
 def test_each_number_is_in_its_bin(x: Any) -> None:
     made = counted(x)
@@ -78,6 +80,7 @@ def test_what_is_not_finite_is_not_counted(bad: float) -> None:
 ENDS = st.floats(-1e20, 1e20).filter(lambda x: x == 0 or abs(x) > 1e-20)
 
 
+@settings(deadline=None)
 @given(ENDS, ENDS)
 def test_bytes_hold_zero_and_the_range(a: float, b: float) -> None:
     low, high = min(a, b), max(a, b)
@@ -98,6 +101,7 @@ def test_an_empty_range_has_a_scale() -> None:
     assert quant(0.0, 1e-35).scale >= 1e-30
 
 
+@settings(deadline=None)
 @given(NUMBERS, st.sampled_from(sorted(RULES)))
 def test_no_rule_leaves_what_was_seen(x: Any, rule: str) -> None:
     made = counted(x)
@@ -118,6 +122,7 @@ def test_minmax_and_percentile() -> None:
     assert within("percentile", counted(both), 100) == (-50, 50)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.floats(0.1, 3), st.booleans())
 def test_mse_is_never_worse_than_minmax(seed: int, tail: float, one_sided: bool) -> None:
     random = np.random.default_rng(seed)
@@ -148,6 +153,7 @@ def test_bad_rules() -> None:
 SHAPES = {"conv": (4, 3, 2, 5), "depthwise": (3, 2, 4), "linear": (4, 30)}
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(SHAPES)), st.integers(0, 2**31), st.floats(-6, 6))
 def test_weights_and_biases_come_back(op: str, seed: int, power: float) -> None:
     random = np.random.default_rng(seed)

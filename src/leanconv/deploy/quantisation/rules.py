@@ -76,10 +76,10 @@ def _percentile(counted: Histogram, percentile: float) -> tuple[float, float]:
 
 
 def _mse(counted: Histogram, percentile: float) -> tuple[float, float]:
-    """The range of the smallest square error: both ends are drawn in together, then one after the other, by a fiftieth."""
+    """The range of the smallest square error: both ends are drawn in together, then one after the other."""
     filled = counted.counts > 0
     centres, counts = counted.centres[filled], counted.counts[filled]
-    shares = np.arange(100, 4, -2) / 100
+    shares = np.arange(100, 4, -1) / 100
     ends = [min(counted.low, 0.0), max(counted.high, 0.0)]
     for moved in ((0, 1), (1,), (0,), (1,), (0,)):
         tried = [[end * share if i in moved else end for i, end in enumerate(ends)] for share in shares]

@@ -30,13 +30,13 @@ __all__ = ["Link", "equalised", "links"]
 MARGIN = 1.1
 """A channel before relu6 comes to 6 / MARGIN at most."""
 
-HEADROOM = 1.5
-"""A channel is not made larger than 1 / HEADROOM of the largest: others than the calibration's images go beyond."""
+HEADROOMS = (1.5, 1.0)
+"""A channel may become 1 / headroom of the largest: other images than the calibration's go beyond what was seen."""
 
 LARGEST = 2.0**10
 """No factor is further from 1: a channel that hardly spoke on the calibration's images is not blown up for it."""
 
-WORTH = 0.8
+WORTH = 0.95
 """Factors are applied where the noise is estimated at less than this share of what it was."""
 
 Array = NDArray[Any]
@@ -96,13 +96,16 @@ def links(plan: Plan) -> list[Link]:
     return found
 
 
-def equalised(plan: Plan, tensors: Tensors, seen: Mapping[int, Seen]) -> tuple[dict[str, Array], int]:
+def equalised(
+    plan: Plan, tensors: Tensors, seen: Mapping[int, Seen], headroom: float = HEADROOMS[0]
+) -> tuple[dict[str, Array], int]:
     """Tensors of the same function whose values can be bytes at less loss.
 
     Args:
         plan: of floats.
         tensors: by name; not changed.
         seen: of every value, with these tensors.
+        headroom: how much smaller than the largest channel the others stay, at least 1.
 
     Returns:
         All tensors, and how many links were given factors.
@@ -111,6 +114,7 @@ def equalised(plan: Plan, tensors: Tensors, seen: Mapping[int, Seen]) -> tuple[d
     count = 0
     for link in links(plan):
         read = seen[link.second.inputs[0]].channels
+        read = replace(read, largest=np.minimum(read.largest * headroom, read.largest.max()))
         factors = _factors(link, made, read, None if link.clips is None else seen[link.clips].channels)
         if factors is None:
             continue
@@ -130,7 +134,6 @@ def _factors(link: Link, tensors: Tensors, read: Channels, clipped: Channels | N
     most = float(read.largest.max())
     if not most > 0:
         return None
-    read = replace(read, largest=np.minimum(read.largest * HEADROOM, most))
     weight = tensors[link.second.tensors["weight"]].astype(np.float64)
     even = read.largest / most
     even[even == 0] = 1.0

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from leanconv.deploy.quantisation.choosing import fewest, ranked
-from leanconv.deploy.quantisation.equalisation import equalised
+from leanconv.deploy.quantisation.equalisation import HEADROOMS, equalised
 from leanconv.deploy.quantisation.lowering import Lowered, lower, pointed, units
 from leanconv.deploy.quantisation.measuring import Measured, judged, noises, outputs
 from leanconv.deploy.quantisation.observing import Seen, observe, opened, portions
@@ -87,7 +87,7 @@ class Made:
 
 
 def calibrated(plan: Plan, tensors: Tensors, images: Images, options: Int8, say: Say | None = None) -> list[Calibrated]:
-    """Ranges of all values: as they are, and where that is wanted and finds something to do, equalised too.
+    """Ranges of all values: as they are, and where that is wanted and finds something to do, equalised in two ways too.
 
     Args:
         plan: of floats.
@@ -102,11 +102,11 @@ def calibrated(plan: Plan, tensors: Tensors, images: Images, options: Int8, say:
     plan, own = pointed(plan, tensors)
     seen = _observed(plan, own, images, "calibrating", say)
     found = [_ranged(plan, own, seen, options, 0)]
-    if options.equalise:
-        own, count = equalised(plan, own, seen)
+    for headroom in HEADROOMS if options.equalise else ():
+        even, count = equalised(plan, own, seen, headroom)
         if count:
-            seen = _observed(plan, own, images, "calibrating what was equalised", say)
-            found.append(_ranged(plan, own, seen, options, count))
+            again = _observed(plan, even, images, f"calibrating with channels equalised to 1/{headroom:g}", say)
+            found.append(_ranged(plan, even, again, options, count))
     return found
 
 
@@ -196,7 +196,7 @@ def _lowered(ready: Calibrated, kept: Sequence[int] = ()) -> Lowered:
 
 
 def _quieter(tried: list[Calibrated], images: Images) -> Calibrated:
-    """The equalised one where its outputs have less noise on images that no range comes from."""
+    """The equalised one whose outputs have least noise on images that no range comes from, where that is less."""
     if len(tried) == 1:
         return tried[0]
 
@@ -205,8 +205,9 @@ def _quieter(tried: list[Calibrated], images: Images) -> Calibrated:
         with Engine(ready.plan, ready.tensors) as engine, Engine(made.plan, made.tensors) as bytes_:
             return judged(outputs(bytes_, images), outputs(engine, images)).ratio
 
-    plain, even = map(ratio, tried)
-    return tried[1] if even > plain + GAIN else tried[0]
+    plain, *even = [(ratio(one), one) for one in tried]
+    best = max(even, key=lambda pair: pair[0])
+    return best[1] if best[0] > plain[0] + GAIN else plain[1]
 
 
 def _classes(plan: Plan) -> bool:

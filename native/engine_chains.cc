@@ -55,7 +55,7 @@ int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, con
         const lc_prepared& before = steps[i + length - 1];
         const int64_t floats = x.height * x.width * x.channels / (x.quantized ? 4 : 1);
         if (s.x != before.y || readers[s.x] != 1 || before.second >= 0 || floats < kLargeFloats ||
-            x.quantized != w.layer->quantized) break;
+            x.quantized != w.layer->quantized || x.quantized) break;
       }
       for (int64_t j = 0; j < s.parts; ++j) {
         w.stages[w.stages_count++] = s.layers + j;

@@ -1,4 +1,4 @@
-// Activations of the runtime: bounds, and what is left of the others.
+// Activations of the runtime: bounds, and others.
 
 LC_INLINE vf bounded(vf v, float low, float high) {  // not a number passes
   const vf l = splat_f(low), h = splat_f(high);
@@ -26,20 +26,4 @@ LC_INLINE vf finished(vf z) {
   if (act == kHardsigmoid) return bounded(z + 3.0f, 0.0f, 6.0f) * (1.0f / 6);
   if (act == kHardswish) return z * (bounded(z + 3.0f, 0.0f, 6.0f) * (1.0f / 6));
   return z / (exp_f(-z) + 1.0f);
-}
-template <int act>
-static void finish_of(float* y, int64_t rows, int64_t row, int64_t channels) {
-  for (int64_t r = 0; r < rows; ++r, y += row)
-    columns<1>(channels, [&](int64_t c, int64_t part) { write(y + c, finished<act>(some(y + c, part)), part); });
-}
-
-// What is left of an activation after `bounded`: nothing where it is none, ReLU or ReLU6.
-static void finish(int32_t act, float* y, int64_t rows, int64_t row, int64_t channels) {
-  switch (act) {
-    case kHardswish: return finish_of<kHardswish>(y, rows, row, channels);
-    case kSilu: return finish_of<kSilu>(y, rows, row, channels);
-    case kSigmoid: return finish_of<kSigmoid>(y, rows, row, channels);
-    case kHardsigmoid: return finish_of<kHardsigmoid>(y, rows, row, channels);
-    default: return;
-  }
 }

@@ -25,6 +25,16 @@ LC_INLINE int64_t pixels_held(const lc_layer& l) { return held_rows(l, l.pixel, 
 
 // --- a convolution --------------------------------------------------------------------------------------------------
 
+// Pixels of a map, as far apart as those of a copy are.
+static void copy_pixels(const lc_layer& l, const Number* x, int64_t x_pixel, Number* y, int64_t count) {
+  if (l.pixel == x_pixel) {
+    __builtin_memcpy(y, x, (size_t)(count * x_pixel) * sizeof(Number));
+    return;
+  }
+  int64_t i = l.channels == 3 && x_pixel == 3 ? copy_threes(l, x, y, count) : 0;
+  for (; i < count; ++i) __builtin_memcpy(y + i * l.pixel, x + i * x_pixel, (size_t)l.channels * sizeof(Number));
+}
+
 // Rows [begin, end) of an image with its zeros around, counted from the first row of zeros. Row r of the image is at
 // x + r % ring * x_row.
 static void copy_rows(const lc_layer& l, const Number* from, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t begin,
@@ -40,11 +50,7 @@ static void copy_rows(const lc_layer& l, const Number* from, int64_t x_row, int6
     const Number* x = from + row % ring * x_row;
     Number* y = to + l.pad_left * l.pixel;
     __builtin_memset(to, l.zero, left);
-    if (l.pixel == x_pixel) {
-      __builtin_memcpy(y, x, (size_t)(l.width * x_pixel) * size);
-    } else {
-      for (int64_t i = 0; i < l.width; ++i) __builtin_memcpy(y + i * l.pixel, x + i * x_pixel, (size_t)l.channels * size);
-    }
+    copy_pixels(l, x, x_pixel, y, l.width);
     __builtin_memset(y + l.width * l.pixel, l.zero, right);
   }
 }
@@ -69,8 +75,7 @@ static void flat_convolution(const lc_work& w, const Cut& cut, Number* scratch) 
   for (int64_t at = cut.begin; at < cut.end; at += held) {
     const int64_t count = least(held, cut.end - at);
     const Number* x = numbers(w.x) + at * w.x_pixel;
-    for (int64_t i = 0; copies && i < count; ++i)
-      __builtin_memcpy(scratch + i * l.pixel, x + i * w.x_pixel, (size_t)l.channels * sizeof(Number));
+    if (copies) copy_pixels(l, x, w.x_pixel, scratch, count);
     const int64_t to = at * w.y_pixel;
     multiply_rows(l, {copies ? scratch : x, 0, step, moved(l, w.y, to), moved(l, w.second, to), 0, w.y_pixel, 1, count}, &zero,
                   cut.first, cut.last);

@@ -11,9 +11,27 @@ enum {
   kHeldFew = 48 << 10,       // and of few
 };
 
+template <int act>
+static void finish_of(float* y, int64_t rows, int64_t row, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r, y += row)
+    columns<1>(channels, [&](int64_t c, int64_t part) { write(y + c, finished<act>(some(y + c, part)), part); });
+}
+
+// What is left of an activation after `bounded`: nothing where it is none, ReLU or ReLU6.
+static void finish(int32_t act, float* y, int64_t rows, int64_t row, int64_t channels) {
+  switch (act) {
+    case kHardswish: return finish_of<kHardswish>(y, rows, row, channels);
+    case kSilu: return finish_of<kSilu>(y, rows, row, channels);
+    case kSigmoid: return finish_of<kSigmoid>(y, rows, row, channels);
+    case kHardsigmoid: return finish_of<kHardsigmoid>(y, rows, row, channels);
+    default: return;
+  }
+}
+
 // Maps of numbers, and n numbers further on in one that a layer makes; null stays null.
 LC_INLINE const float* numbers(const float* x) { return x; }
 LC_INLINE float* moved(const lc_layer&, const float* y, int64_t n) { return y ? (float*)y + n : nullptr; }
+LC_INLINE int64_t copy_threes(const lc_layer&, const float*, float*, int64_t) { return 0; }
 LC_INLINE int64_t floats_of(int64_t numbers) { return ceil_div(numbers, 16) * 16; }
 
 // --- weights --------------------------------------------------------------------------------------------------------
@@ -29,14 +47,18 @@ static int64_t conv_packed(const lc_layer& l) { return l.groups * padded(l.out_c
 static void conv_pack(lc_layer& l) {
   const int64_t out = l.out_channels / l.groups, length = sum_length(l), wide = padded(out);
   l.bias = l.packed + l.groups * wide * length;
-  for (int64_t g = 0; g < l.groups; ++g)
-    for (int64_t n = 0; n < wide; ++n) {
-      const int64_t panel = n / kPanel, width = least(kPanel, wide - panel * kPanel);
-      float* to = l.packed + (g * wide + panel * kPanel) * length + n % kPanel;
+  for (int64_t g = 0; g < l.groups; ++g) {
+    for (int64_t n = 0; n < wide; n += kPanel) {
+      const int64_t width = least(kPanel, wide - n), there = least(width, out - n);
       const float* from = l.weight + (g * out + n) * length;
-      for (int64_t k = 0; k < length; ++k) to[k * width] = n < out ? from[k] : 0.0f;
-      l.bias[g * wide + n] = n < out ? l.shift[g * out + n] : 0.0f;
+      float* to = l.packed + (g * wide + n) * length;
+      for (int64_t k = 0; k < length; ++k, to += width) {
+        for (int64_t i = 0; i < there; ++i) to[i] = from[i * length + k];
+        for (int64_t i = there; i < width; ++i) to[i] = 0.0f;
+      }
     }
+    for (int64_t n = 0; n < wide; ++n) l.bias[g * wide + n] = n < out ? l.shift[g * out + n] : 0.0f;
+  }
 }
 
 // --- tiles ----------------------------------------------------------------------------------------------------------

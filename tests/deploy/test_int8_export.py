@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -278,3 +279,9 @@ def test_outputs_that_are_no_classes(tmp_path: Path) -> None:
     assert told.quantised.after.agreement is None
     assert told.quantised.after.ratio > 30
     assert "the output is no vector of classes" in told.table()
+
+
+def test_a_run_whose_images_are_on_a_hub() -> None:
+    run: Any = SimpleNamespace(record=SimpleNamespace(data={"path": "hf:owner/name"}))
+    with pytest.raises(Error, match="got a run whose images are on a hub"):
+        chosen(None, run, plan_of(), 4)

@@ -40,6 +40,7 @@ def measure(
     run: str | os.PathLike[str] | None = None,
     python: str = sys.executable,
     commands: Callable[[Mapping[str, Any]], Commands] | None = None,
+    reference: Callable[[Mapping[str, Any]], Sequence[float]] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Time of a network, with its steps, its share of the processor's peak and others in the same rounds.
@@ -58,6 +59,7 @@ def measure(
         python: runs onnxruntime and openvino: one that has them, and numpy.
         commands: from a setup (``batch``, ``shape``, ``threads``) to further contenders: name -> words of a command
             whose process calls :func:`leanconv.benchmarking.turns.serve` with ``version`` and ``answers``.
+        reference: from a setup to the answers that ``difference`` is from; None: those of the ``.lean`` file.
         progress: called with a few words before each measurement.
 
     Raises:
@@ -85,7 +87,7 @@ def measure(
                 executor = contenders["leanconv"].about["executor"]
                 if "peak" in contenders:
                     isa = contenders["peak"].about["isa"]
-                made.append(_measured(plan, contenders, setup, rounds))
+                made.append(_measured(plan, contenders, setup, rounds, reference(setup) if reference else None))
     missing.pop("peak", None)
     name = os.path.basename(file)
     return Report(name, shape, macs(plan), executor, isa, missing, tuple(made))
@@ -164,7 +166,11 @@ def _started(commands: Commands, threads: int, missing: dict[str, str]) -> Itera
 
 
 def _measured(
-    plan: Plan, contenders: Mapping[str, turns.Contender], setup: Mapping[str, Any], rounds: int
+    plan: Plan,
+    contenders: Mapping[str, turns.Contender],
+    setup: Mapping[str, Any],
+    rounds: int,
+    reference: Sequence[float] | None,
 ) -> Measurement:
     steps = {}
     for name, one in contenders.items():
@@ -178,7 +184,7 @@ def _measured(
         # The fastest: whatever interrupts a burst makes it slower than the processor is, never faster.
         peak = contenders["peak"].about["macs"] / min(min(a["wall"]) for a in found["peak"])
     work = macs(plan) * setup["batch"]
-    ours = contenders["leanconv"].about
+    right = contenders["leanconv"].about["answers"] if reference is None else reference
     rows = {}
     for name, times in seconds.items():
         median, low, high = median_interval(times)
@@ -191,8 +197,9 @@ def _measured(
             setup["batch"] / median,
             work / median / peak if peak else None,
             *median_interval(ratios),
-            _difference(about["answers"], ours["answers"]),
+            _difference(about["answers"], right),
             about.get("version", ""),
+            sum(sum(a["cpu"]) for a in found[name]) / sum(sum(a["wall"]) for a in found[name]),
         )
     busy = sum(max(0.0, a["others"]) for given in found.values() for a in given)
     wall = sum(sum(a["wall"]) for given in found.values() for a in given)
@@ -200,9 +207,9 @@ def _measured(
     return Measurement(setup["batch"], setup["threads"], rounds, peak, rows, layers, busy / wall)
 
 
-def _difference(given: Sequence[float], ours: Sequence[float]) -> float:
-    largest = max(max(map(abs, ours)), 1e-30)
-    return max(abs(a - b) for a, b in zip(given, ours, strict=True)) / largest
+def _difference(given: Sequence[float], right: Sequence[float]) -> float:
+    largest = max(max(map(abs, right)), 1e-30)
+    return max(abs(a - b) for a, b in zip(given, right, strict=True)) / largest
 
 
 def _layers(plan: Plan, times: Sequence[list[float] | None], batch: int, peak: float | None) -> tuple[Layer, ...]:

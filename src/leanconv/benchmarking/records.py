@@ -40,8 +40,9 @@ class Measured:
         images_per_second: batch by median.
         of_peak: the plan's multiply-adds a second by those of the burst; None: there is no peak.
         ratio, ratio_low, ratio_high: its time by leanconv's, the median over the rounds with its 95 % interval.
-        difference: the largest between its first answers and leanconv's, by the largest of leanconv's.
+        difference: the largest between its first answers and leanconv's (or a reference's), by the largest of these.
         version: of the package.
+        cores: processors that it kept busy during its turns, on average: the threads, unless some of them waited.
     """
 
     median: float
@@ -54,6 +55,7 @@ class Measured:
     ratio_high: float
     difference: float
     version: str
+    cores: float
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 /* Hides instruction sets beyond AVX2 from a program that asks the processor what it has (Linux, x86-64, a processor
  * that can refuse CPUID: /proc/cpuinfo says cpuid_fault). Loaded by LD_PRELOAD; benchmarks/contending.py compiles it.
- * CPUID then raises SIGSEGV, and the handler answers in its place. */
+ * CPUID then raises SIGSEGV, and the handler answers in its place. A program's own handler of SIGSEGV is not installed. */
 
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,12 +30,31 @@ static void hide(unsigned leaf, unsigned part, unsigned *a, unsigned *b, unsigne
   if (leaf == 0xd && part == 0) *a &= ~(BIT(5) | BIT(6) | BIT(7) | BIT(17) | BIT(18)); /* their registers */
 }
 
+typedef int set_action(int, const struct sigaction *, struct sigaction *);
+typedef void (*handler)(int);
+
+static set_action *set(void) {
+  static set_action *found;
+  if (!found) *(void **)&found = dlsym(RTLD_NEXT, "sigaction");
+  return found;
+}
+
+int sigaction(int number, const struct sigaction *wanted, struct sigaction *before) {
+  return set()(number, number == SIGSEGV ? NULL : wanted, before);
+}
+
+handler signal(int number, handler wanted) {
+  struct sigaction action = {.sa_handler = wanted, .sa_flags = SA_RESTART}, before;
+  return sigaction(number, &action, &before) ? SIG_ERR : before.sa_handler;
+}
+
 static void answer(int number, siginfo_t *about, void *given) {
   greg_t *r = ((ucontext_t *)given)->uc_mcontext.gregs;
   const unsigned char *code = (const unsigned char *)r[REG_RIP];
   (void)about;
   if (code[0] != 0x0f || code[1] != 0xa2) { /* not CPUID: a fault as any other */
-    signal(number, SIG_DFL);
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    set()(number, &action, NULL);
     return;
   }
   unsigned leaf = (unsigned)r[REG_RAX], part = (unsigned)r[REG_RCX], a, b, c, d;
@@ -48,7 +68,7 @@ static void answer(int number, siginfo_t *about, void *given) {
 
 __attribute__((constructor)) static void start(void) {
   struct sigaction action = {.sa_sigaction = answer, .sa_flags = SA_SIGINFO | SA_NODEFER};
-  if (sigaction(SIGSEGV, &action, NULL) || syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0)) {
+  if (set()(SIGSEGV, &action, NULL) || syscall(SYS_arch_prctl, ARCH_SET_CPUID, 0)) {
     fputs("cpuid: this processor or system cannot refuse CPUID\n", stderr);
     _exit(70);
   }

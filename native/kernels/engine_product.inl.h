@@ -156,9 +156,10 @@ static __attribute__((noinline)) void tile_product(const Panel& p, const float* 
 
 template <int V>
 LC_INLINE void tile_of_rows(int rows, const Panel& p, const float* x, float* y, const float* second, const char* ahead) {
+  if (ahead && rows == kTall) return tile_product<kTall, V, true>(p, x, y, second, ahead);
   switch (rows) {
 #define LC_ROWS(r) \
-  case r: return ahead ? tile_product<r, V, true>(p, x, y, second, ahead) : tile_product<r, V, false>(p, x, y, second, ahead);
+  case r: return tile_product<r, V, false>(p, x, y, second, ahead);
     LC_ROWS(1) LC_ROWS(2) LC_ROWS(3) LC_ROWS(4) LC_ROWS(5) LC_ROWS(6)
 #if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_BASELINE))
     LC_ROWS(7) LC_ROWS(8) LC_ROWS(9) LC_ROWS(10) LC_ROWS(11) LC_ROWS(12) LC_ROWS(13) LC_ROWS(14)

@@ -19,7 +19,7 @@ bool allowed(const lc_step& s, const lc_value& x, const lc_value& y, const lc_va
     case LC_DEQUANTIZE: return from && !to && s.act == 0;
     case LC_AFFINE:
     case LC_SOFTMAX: return !from && !to;
-    case LC_MAX_POOL: return from == to && x.scale == y.scale && x.zero == y.zero;
+    case LC_MAX_POOL: return from == to && x.scale == y.scale && x.zero == y.zero && (!from || s.act <= 2);
     case LC_CONV:
     case LC_DEPTHWISE:
     case LC_LINEAR:

@@ -2,7 +2,7 @@
 // their packed weights, and which way (bytes_depthwise_tiles.inl.h) a window goes.
 //
 // Blocks are as wide as a vector, the last one perhaps half as wide, and shifted back so that it is full: its first channels
-// are computed twice, to the same bits. Behind all blocks stands a pixel of zero points, for rows that are not there.
+// are computed twice, to the same bits. Behind all blocks stands a row of zero points, for rows that are not there.
 
 enum { kNarrow = LC_BYTES == 64 ? 32 : LC_BYTES };  // channels of the narrowest block
 enum Way { kAny, kThree, kThreeTwo, kFive, kFiveTwo };
@@ -46,7 +46,10 @@ static void taps_of(const lc_layer& l, int64_t dword, int64_t* taps) {
         break;
       case kFive:
         second = dword / kDwordsFive, column = dword % kDwordsFive, row = b - second;
-        if (column >= 5) row = 4 + b % 2 - second, column = (column - 5) * 2 + b / 2;
+        if (column == 7)
+          row = b < 2 ? -1 : 4 + b % 2 - second, column = 4;
+        else if (column >= 5)
+          row = 4 + b % 2 - second, column = (column - 5) * 2 + b / 2;
         break;
       case kFiveTwo:
         if (dword == 5) row = 4, column = b;
@@ -79,7 +82,9 @@ static int64_t blocks_bytes(const lc_layer& l) {
   return size;
 }
 
-static int64_t channels_packed(const lc_layer& l) { return ceil_div(blocks_bytes(l) + l.channels, 4); }
+LC_INLINE int64_t row_of_zeros(const lc_layer& l) { return l.width * most(l.channels, l.pixel); }
+
+static int64_t channels_packed(const lc_layer& l) { return ceil_div(blocks_bytes(l) + row_of_zeros(l), 4); }
 
 static void channels_pack(lc_layer& l) {
   const int64_t taps = l.kernel_height * l.kernel_width, out = l.out_channels, dwords = dwords_of(l);
@@ -104,13 +109,15 @@ static void channels_pack(lc_layer& l) {
       }
     }
   });
-  __builtin_memset(packed + blocks_bytes(l), l.zero, (size_t)l.channels);
+  __builtin_memset(packed + blocks_bytes(l), l.zero, (size_t)row_of_zeros(l));
 }
 
 typedef void (*Tiles)(const lc_layer&, const Line&, const int8_t*, int64_t channel);
 
 template <int N, int form>
 static Tiles tiles_of(Way way, bool two) {
+  if constexpr (N == 64 && kParts == 1)  // registers enough
+    if (way == kThree) return two ? three_by_three_held<N, form, 2> : three_by_three_held<N, form, 1>;
   switch (way) {
     case kThree: return two ? three_by_three<N, form, 2> : three_by_three<N, form, 1>;
     case kThreeTwo: return three_by_three_two<N, form, 1>;
@@ -123,25 +130,40 @@ template <int N>
 static Tiles pick_tiles(const lc_layer& l, bool two) {
   if (!in_vectors(l)) return any_window_some<N>;
   const Way way = way_of(l);
-  return l.real ? tiles_of<N, kReal>(way, two) : is_plain(l) ? tiles_of<N, kPlain>(way, two) : tiles_of<N, kBounds>(way, two);
+  switch (form_of(l)) {
+    case kPlain: return tiles_of<N, kPlain>(way, two);
+    case kRaised: return tiles_of<N, kRaised>(way, two);
+    case kReal: return tiles_of<N, kReal>(way, two);
+    default: return tiles_of<N, kShifted>(way, two);
+  }
 }
 
+enum { kTogether = 8 };  // rows of y that a block of channels goes through, as its weights are near then
+
 // Rows [row, row + count) of y, `y_row` numbers apart, of an image whose row r is at x + r % ring * x_row. In pairs where that
-// is less work. `rows` has room for kernel_height pointers, and for 8.
+// is less work. `table` has room for kernel_height pointers.
 static void channels_rows(const lc_layer& l, const uint8_t* x, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t row,
-                          int64_t count, uint8_t* y, int64_t y_row, int64_t y_pixel, const uint8_t** rows) {
+                          int64_t count, uint8_t* y, int64_t y_row, int64_t y_pixel, const uint8_t** table) {
   const int8_t* const packed = (const int8_t*)l.packed;
-  const uint8_t* const none = (const uint8_t*)packed + blocks_bytes(l);
-  const bool pairs = two_rows(l);
-  for (int64_t done = 0, now; done < count; done += now) {
-    now = pairs && done + 1 < count ? 2 : 1;
-    const int64_t top = (row + done) * l.stride_height - l.pad_top, reach = l.kernel_height + now - 1;
-    for (int64_t k = 0; k < most(reach, kMostRows); ++k) {
+  const uint8_t *const none = (const uint8_t*)packed + blocks_bytes(l), *few[2 * kTogether + kMostRows];
+  const bool any = way_of(l) == kAny, pairs = two_rows(l);
+  const int64_t together = any || l.stride_height > 2 ? 1 : (int64_t)kTogether, number = l.y_quantized ? 1 : 4;
+  const uint8_t** const rows = any ? table : few;
+  const Tiles wide[] = {pick_tiles<LC_BYTES>(l, false), pick_tiles<LC_BYTES>(l, true)};
+  const Tiles narrow[] = {pick_tiles<kNarrow>(l, false), pick_tiles<kNarrow>(l, true)};
+  for (int64_t done = 0, some; done < count; done += some) {
+    some = least(together, count - done);
+    const int64_t top = (row + done) * l.stride_height - l.pad_top, reach = (some - 1) * l.stride_height + l.kernel_height;
+    for (int64_t k = 0; k < (any ? l.kernel_height : reach + 1); ++k) {
       const int64_t r = top + k * l.dilation_height;
       rows[k] = k < reach && r >= 0 && r < l.height ? x + r % ring * x_row : none;
     }
-    const Line t = {rows, none, x_pixel, y + done * y_row * (l.y_quantized ? 1 : 4), y_row, y_pixel};
-    const Tiles wide = pick_tiles<LC_BYTES>(l, now == 2), narrow = pick_tiles<kNarrow>(l, now == 2);
-    each_block(l, [&](int64_t c, int64_t width, int64_t place) { (width == LC_BYTES ? wide : narrow)(l, t, packed + place, c); });
+    each_block(l, [&](int64_t c, int64_t width, int64_t place) {
+      for (int64_t i = 0, now; i < some; i += now) {
+        now = pairs && i + 1 < some ? 2 : 1;
+        const Line t = {rows + i * l.stride_height, x_pixel, y + (done + i) * y_row * number, y_row, y_pixel};
+        (width == LC_BYTES ? wide : narrow)[now - 1](l, t, packed + place, c);
+      }
+    });
   }
 }

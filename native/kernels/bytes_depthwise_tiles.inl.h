@@ -4,13 +4,11 @@
 //
 // Packed: N sums to start from, N factors, then weights [dword][quarter of the channels][N].
 
-enum Form { kPlain, kBounds, kReal };  // kPlain: y's zero is 0 and its bounds are those of a byte
 enum { kDwordsThree = 3, kDwordsFive = 8, kDwordsFiveTwo = 7, kMostRows = 6 };
 
 // Rows of x under one row of y, or two, and where that goes.
 struct Line {
-  const uint8_t* const* rows;  // `none` where there is none
-  const uint8_t* none;         // a pixel of zero points
+  const uint8_t* const* rows;  // a row of zero points where there is none
   int64_t x_pixel;
   uint8_t* y;
   int64_t y_row, y_pixel;  // numbers
@@ -19,31 +17,25 @@ struct Line {
 // The columns of R rows, one after the other.
 template <int N, int R>
 struct Columns {
-  const uint8_t* at[R];
-  int64_t step[R];
-  int64_t column, width;
+  const uint8_t* rows[R];
+  int64_t at, step, end;  // places in all of them
   Ints<N> zero;
 
-  LC_INLINE_MEMBER Columns(const lc_layer& l, const Line& t, int64_t first_row, int64_t channel, int64_t first)
-      : column(first), width(l.width), zero(splat_byte<N>(l.zero)) {
+  LC_INLINE_MEMBER Columns(const lc_layer& l, const Line& t, int64_t channel, int64_t first)
+      : at(first * t.x_pixel), step(t.x_pixel), end(l.width * t.x_pixel), zero(splat_byte<N>(l.zero)) {
 #pragma GCC unroll 8
-    for (int k = 0; k < R; ++k) {
-      const uint8_t* row = t.rows[first_row + k];
-      step[k] = row == t.none ? 0 : t.x_pixel;
-      at[k] = row + channel + first * step[k];
-    }
+    for (int k = 0; k < R; ++k) rows[k] = t.rows[k] + channel;
   }
   LC_INLINE_MEMBER void next(Ints<N>* v) {
-    if ((uint64_t)column < (uint64_t)width) {
+    if ((uint64_t)at < (uint64_t)end) {
 #pragma GCC unroll 8
-      for (int k = 0; k < R; ++k) v[k] = load_ints<N>(at[k]);
+      for (int k = 0; k < R; ++k) v[k] = load_ints<N>(rows[k] + at);
     } else {
 #pragma GCC unroll 8
       for (int k = 0; k < R; ++k) v[k] = zero;
     }
-#pragma GCC unroll 8
-    for (int k = 0; k < R; ++k) at[k] += step[k];
-    ++column;
+    at += step;
+    __asm__("" : "+r"(at));  // one place, or the compiler would move a pointer for each row, in vectors
   }
 };
 
@@ -57,28 +49,38 @@ LC_INLINE Ints<N> start_of(const int8_t* packed, int q) {
   return load_ints<N>(packed + q * N);
 }
 template <int N>
-LC_INLINE Floats<N> scaled(Ints<N> sum, const int8_t* packed, int q) {
-  return floats<N>(sum) * (Floats<N>)load_ints<N>(packed + (4 + q) * N);
-}
-template <int N>
-LC_INLINE const int8_t* weights_of(const int8_t* packed, int dword, int q) {
-  return packed + (8 + (dword * 4 + q) * kParts) * N;
+LC_INLINE Floats<N> factor_of(const int8_t* packed, int q) {
+  return (Floats<N>)load_ints<N>(packed + (4 + q) * N);
 }
 
-// N sums in lane order as results of y from number `at` on; kReal: not bounded, or fewer than N of them.
+template <int N>
+LC_INLINE Four<N> weights(const int8_t* packed, int dword, int q) {
+  return load_weights<N>(packed + (8 + (dword * 4 + q) * kParts) * N);
+}
+
+// What waits until all four quarters are there: sums that are `real`, else the nearest integers in units of y.
 template <int N, int form>
-LC_INLINE void write_sums(const lc_layer& l, const Limits<N>& to, const Ints<N>* sum, const int8_t* packed, uint8_t* y,
-                          int64_t at, int64_t count) {
+LC_INLINE Ints<N> settled(Ints<N> sum, Floats<N> factor) {
+  return form == kReal ? sum : nearest(floats<N>(sum) * factor);
+}
+template <int N, int form>
+LC_INLINE Ints<N> settled(Ints<N> sum, const int8_t* packed, int q) {
+  return settled<N, form>(sum, factor_of<N>(packed, q));
+}
+
+// Four quarters as results of y from number `at` on: N of them, `count` where the form is kReal.
+template <int N, int form>
+LC_INLINE void write_settled(const lc_layer& l, const Limits<N>& to, const Ints<N>* v, const int8_t* packed, uint8_t* y,
+                             int64_t at, int64_t count) {
   if constexpr (form == kReal) {
     alignas(64) int32_t sums[N];
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q)
       for (int lane = 0; lane < N / 16; ++lane)
-        __builtin_memcpy(sums + 16 * lane + 4 * q, (const char*)&sum[q] + 16 * lane, 16);
+        __builtin_memcpy(sums + 16 * lane + 4 * q, (const char*)&v[q] + 16 * lane, 16);
     finish_sums(l, sums, (const float*)(packed + 4 * N), nullptr, y + (l.y_quantized ? at : at * 4), count);
   } else {
-    const Ints<N> all = to_bytes<form == kPlain, N>(to, scaled<N>(sum[0], packed, 0), scaled<N>(sum[1], packed, 1),
-                                                    scaled<N>(sum[2], packed, 2), scaled<N>(sum[3], packed, 3));
+    const Ints<N> all = words_to_bytes<form, N>(to, words(v[0], v[1]), words(v[2], v[3]));
     __builtin_memcpy(y + at, &all, N);
   }
 }
@@ -88,7 +90,7 @@ template <int N, int form, int Rows>
 static void three_by_three(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c) {
   const Limits<N> to = limits_of<N>(l);
   Four<N> a[4], b[4], d[4];
-  Columns<N, 4> columns(l, t, 0, c, -l.pad_left);
+  Columns<N, 4> columns(l, t, c, -l.pad_left);
   const auto next = [&](Four<N>* four) {
     Ints<N> v[4];
     columns.next(v);
@@ -106,11 +108,12 @@ static void three_by_three(const lc_layer& l, const Line& t, const int8_t* packe
 #pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) {
         sum[q] = start_of<N>(packed, q);
-        add_dot<N>(sum[q], a[q], weights_of<N>(packed, r * kDwordsThree, q));
-        add_dot<N>(sum[q], b[q], weights_of<N>(packed, r * kDwordsThree + 1, q));
-        add_dot<N>(sum[q], d[q], weights_of<N>(packed, r * kDwordsThree + 2, q));
+        add_dot<N>(sum[q], a[q], weights<N>(packed, r * kDwordsThree, q));
+        add_dot<N>(sum[q], b[q], weights<N>(packed, r * kDwordsThree + 1, q));
+        add_dot<N>(sum[q], d[q], weights<N>(packed, r * kDwordsThree + 2, q));
+        sum[q] = settled<N, form>(sum[q], packed, q);
       }
-      write_sums<N, form>(l, to, sum, packed, t.y, at + r * t.y_row, N);
+      write_settled<N, form>(l, to, sum, packed, t.y, at + r * t.y_row, N);
     }
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) a[q] = b[q], b[q] = d[q];
@@ -122,7 +125,7 @@ template <int N, int form, int Rows>
 static void three_by_three_two(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c) {
   const Limits<N> to = limits_of<N>(l);
   Four<N> a[4], b[4], d[4], e[4];
-  Columns<N, 3> columns(l, t, 0, c, -l.pad_left);
+  Columns<N, 3> columns(l, t, c, -l.pad_left);
   const auto next = [&](Four<N>* first, Four<N>* second) {
     Ints<N> u[3], v[3];
     columns.next(u), columns.next(v);
@@ -139,161 +142,192 @@ static void three_by_three_two(const lc_layer& l, const Line& t, const int8_t* p
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
       sum[q] = start_of<N>(packed, q);
-      add_dot<N>(sum[q], a[q], weights_of<N>(packed, 0, q));
-      add_dot<N>(sum[q], b[q], weights_of<N>(packed, 1, q));
-      add_dot<N>(sum[q], d[q], weights_of<N>(packed, 2, q));
+      add_dot<N>(sum[q], a[q], weights<N>(packed, 0, q));
+      add_dot<N>(sum[q], b[q], weights<N>(packed, 1, q));
+      add_dot<N>(sum[q], d[q], weights<N>(packed, 2, q));
       a[q] = d[q], b[q] = e[q];
+      sum[q] = settled<N, form>(sum[q], packed, q);
     }
-    write_sums<N, form>(l, to, sum, packed, t.y, at, N);
+    write_settled<N, form>(l, to, sum, packed, t.y, at, N);
   }
 }
 
-// 5x5: half of the channels at a time, as there are registers for no more. The first half of the results waits as words, or
-// as sums where they are real, for at most so many columns.
+// --- half of the channels at a time, weights in registers --------------------------------------------------------------
+
+// The first half of the results waits as words, or as sums where they are real, for at most so many columns.
 enum { kHeld = 28 };
 
+template <int N>
+struct Half {  // what both quarters of a half start from and are multiplied by
+  Ints<N> start[2];
+  Floats<N> factor[2];
+  LC_INLINE_MEMBER Half(const int8_t* packed, int q0) {
+#pragma GCC unroll 2
+    for (int q = 0; q < 2; ++q) {
+      start[q] = kept_ints<N>(start_of<N>(packed, q0 + q));
+      factor[q] = (Floats<N>)kept_ints<N>((Ints<N>)factor_of<N>(packed, q0 + q));
+    }
+  }
+};
+
 template <int N, int form, bool High>
-LC_INLINE void write_half(const lc_layer& l, const Limits<N>& to, const Ints<N>* sum, const int8_t* packed, Ints<N>* held,
+LC_INLINE void write_half(const lc_layer& l, const Limits<N>& to, const Ints<N>* v, const int8_t* packed, Ints<N>* held,
                           uint8_t* y, int64_t at) {
   if constexpr (form == kReal) {
-    if (!High) {
-      held[0] = sum[0], held[1] = sum[1];
-    } else {
-      const Ints<N> all[] = {held[0], held[1], sum[0], sum[1]};
-      write_sums<N, form>(l, to, all, packed, y, at, N);
-    }
-  } else {
-    constexpr int q = High ? 2 : 0;
-    Ints<N> all = words(nearest(scaled<N>(sum[0], packed, q)), nearest(scaled<N>(sum[1], packed, q + 1)));
-    if (form == kBounds) all = add_words(all, to.zero);
-    if (!High) {
-      held[0] = all;
-      return;
-    }
-    all = bytes(held[0], all);
-    if (form == kBounds) all = lesser_bytes(greater_bytes(all, to.low), to.high);
+    const Ints<N> all[] = {held[0], held[1], v[0], v[1]};
+    if (High)
+      write_settled<N, form>(l, to, all, packed, y, at, N);
+    else
+      held[0] = v[0], held[1] = v[1];
+  } else if constexpr (High) {
+    const Ints<N> all = words_to_bytes<form, N>(to, held[0], words(v[0], v[1]));
     __builtin_memcpy(y + at, &all, N);
+  } else {
+    held[0] = words(v[0], v[1]);
   }
 }
 
-// Columns of four rows, and of the fifth and sixth: these two beside those of the next column.
 template <int N, int form, int Rows, bool High>
-LC_INLINE void half_five(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c, int64_t first, int64_t count,
-                         Ints<N> (*held)[2]) {
+LC_INLINE void half_three(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c, int64_t first, int64_t count,
+                          Ints<N> (*held)[2]) {
   constexpr int q0 = High ? 2 : 0;
   const Limits<N> to = limits_of<N>(l);
-  Four<N> four[5][2], two[5][2];
-  Columns<N, 4> above(l, t, 0, c, first - l.pad_left);
-  Columns<N, 2> below(l, t, 4, c, first - l.pad_left);
-  Ints<N> last;
-  const auto next_four = [&](Four<N>* f) {
+  const Half<N> half(packed, q0);
+  Four<N> w[Rows * 3][2], a[2], b[2], d[2];
+#pragma GCC unroll 6
+  for (int i = 0; i < Rows * 3; ++i)
+#pragma GCC unroll 2
+    for (int q = 0; q < 2; ++q) w[i][q] = kept_weights<N>(weights<N>(packed, i, q0 + q));
+  Columns<N, 4> columns(l, t, c, first - l.pad_left);
+  const auto next = [&](Four<N>* four) {
     Ints<N> v[4];
-    above.next(v);
-    pair_words<N>(f, unpacked_bytes<High, N>(v[0], v[1]), unpacked_bytes<High, N>(v[2], v[3]));
+    columns.next(v);
+    pair_words<N>(four, unpacked_bytes<High, N>(v[0], v[1]), unpacked_bytes<High, N>(v[2], v[3]));
   };
-  const auto next_two = [&](Four<N>* f) {
-    Ints<N> v[2];
-    below.next(v);
-    const Ints<N> now = unpacked_bytes<High, N>(v[0], v[1]);
-    pair_words<N>(f, last, now);
-    last = now;
-  };
-  Ints<N> v[2];
-  below.next(v);
-  last = unpacked_bytes<High, N>(v[0], v[1]);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) next_four(four[i]), next_two(two[i]);
+  next(a), next(b);
   int64_t at = c + first * t.y_pixel;
   for (int64_t x = 0; x < count; ++x, at += t.y_pixel) {
-    next_four(four[4]), next_two(two[4]);
-    packed = read_again(packed);
+    next(d);
 #pragma GCC unroll 2
     for (int r = 0; r < Rows; ++r) {
       Ints<N> sum[2];
 #pragma GCC unroll 2
       for (int q = 0; q < 2; ++q) {
-        sum[q] = start_of<N>(packed, q0 + q);
-#pragma GCC unroll 5
-        for (int i = 0; i < 5; ++i) add_dot<N>(sum[q], four[i][q], weights_of<N>(packed, r * kDwordsFive + i, q0 + q));
-#pragma GCC unroll 3
-        for (int i = 0; i < 3; ++i) add_dot<N>(sum[q], two[2 * i][q], weights_of<N>(packed, r * kDwordsFive + 5 + i, q0 + q));
+        sum[q] = half.start[q];
+        add_dot<N>(sum[q], a[q], w[r * 3][q]);
+        add_dot<N>(sum[q], b[q], w[r * 3 + 1][q]);
+        add_dot<N>(sum[q], d[q], w[r * 3 + 2][q]);
+        sum[q] = settled<N, form>(sum[q], half.factor[q]);
       }
       write_half<N, form, High>(l, to, sum, packed, held[x * Rows + r], t.y, at + r * t.y_row);
     }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
 #pragma GCC unroll 2
-      for (int q = 0; q < 2; ++q) four[i][q] = four[i + 1][q], two[i][q] = two[i + 1][q];
+    for (int q = 0; q < 2; ++q) a[q] = b[q], b[q] = d[q];
+  }
+}
+
+// Calls f(first column, how many) for parts of a row of y, of nearly one length.
+template <int Most, typename F>
+LC_INLINE void each_part(const lc_layer& l, F f) {
+  const int64_t parts = ceil_div(l.out_width, Most);
+  for (int64_t p = 0; p < parts; ++p) {
+    const int64_t first = l.out_width * p / parts;
+    f(first, l.out_width * (p + 1) / parts - first);
+  }
+}
+template <int N, int form, int Rows>
+static void three_by_three_held(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c) {
+  Ints<N> held[kHeld * Rows][2];
+  each_part<kHeld>(l, [&](int64_t first, int64_t count) {
+    half_three<N, form, Rows, false>(l, t, packed, c, first, count, held);
+    half_three<N, form, Rows, true>(l, t, packed, c, first, count, held);
+  });
+}
+// --- 5x5 -------------------------------------------------------------------------------------------------------------
+
+// Columns of four rows, and of the fifth and sixth: these two beside those of the next column.
+template <int N, int form, int Rows>
+static void five_by_five(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c) {
+  const Limits<N> to = limits_of<N>(l);
+  Four<N> four[5][4], two[4][4];
+  Columns<N, 6> columns(l, t, c, -l.pad_left);
+  Ints<N> low = {}, high = {};
+  const auto next = [&](Four<N>* f, Four<N>* pair) {
+    Ints<N> v[6];
+    columns.next(v);
+    pair_words<N>(f, low_bytes(v[0], v[1]), low_bytes(v[2], v[3]));
+    pair_words<N>(f + 2, high_bytes(v[0], v[1]), high_bytes(v[2], v[3]));
+    const Ints<N> l2 = low_bytes(v[4], v[5]), h2 = high_bytes(v[4], v[5]);
+    pair_words<N>(pair, low, l2), pair_words<N>(pair + 2, high, h2);
+    low = l2, high = h2;
+  };
+  next(four[0], two[0]), next(four[1], two[0]), next(four[2], two[1]), next(four[3], two[2]);
+  int64_t at = c;
+  for (int64_t x = l.out_width; x > 0; --x, at += t.y_pixel) {
+    next(four[4], two[3]);
+    packed = read_again(packed);
+#pragma GCC unroll 2
+    for (int r = 0; r < Rows; ++r) {
+      Ints<N> sum[4];
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        sum[q] = start_of<N>(packed, q);
+#pragma GCC unroll 5
+        for (int i = 0; i < 5; ++i) add_dot<N>(sum[q], four[i][q], weights<N>(packed, r * kDwordsFive + i, q));
+        add_dot<N>(sum[q], two[0][q], weights<N>(packed, r * kDwordsFive + 5, q));
+        add_dot<N>(sum[q], two[2][q], weights<N>(packed, r * kDwordsFive + 6, q));
+        add_dot<N>(sum[q], two[3][q], weights<N>(packed, r * kDwordsFive + 7, q));
+        sum[q] = settled<N, form>(sum[q], packed, q);
+      }
+      write_settled<N, form>(l, to, sum, packed, t.y, at + r * t.y_row, N);
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) four[i][q] = four[i + 1][q];
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) two[i][q] = two[i + 1][q];
+    }
   }
 }
 
 // Stride 2: columns of four rows, and of the fifth row four columns, of which two are the next output's.
-template <int N, int form, int Rows, bool High>
-LC_INLINE void half_five_two(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c, int64_t first, int64_t count,
-                             Ints<N> (*held)[2]) {
-  constexpr int q0 = High ? 2 : 0;
-  const Limits<N> to = limits_of<N>(l);
-  Four<N> four[5][2], now[2], next[2];
-  Columns<N, 4> above(l, t, 0, c, first * 2 - l.pad_left);
-  Columns<N, 1> below(l, t, 4, c, first * 2 - l.pad_left);
-  Ints<N> last;
-  const auto next_four = [&](Four<N>* f) {
-    Ints<N> v[4];
-    above.next(v);
-    pair_words<N>(f, unpacked_bytes<High, N>(v[0], v[1]), unpacked_bytes<High, N>(v[2], v[3]));
-  };
-  const auto next_pair = [&] {
-    Ints<N> u, v;
-    below.next(&u), below.next(&v);
-    return unpacked_bytes<High, N>(u, v);
-  };
-  const auto next_fifth = [&](Four<N>* f) {
-    const Ints<N> pair = next_pair();
-    pair_words<N>(f, last, pair);
-    last = pair;
-  };
-  last = next_pair();
-  next_fifth(now);
-#pragma GCC unroll 3
-  for (int i = 0; i < 3; ++i) next_four(four[i]);
-  int64_t at = c + first * t.y_pixel;
-  for (int64_t x = 0; x < count; ++x, at += t.y_pixel) {
-    next_four(four[3]), next_four(four[4]), next_fifth(next);
-    packed = read_again(packed);
-    Ints<N> sum[2];
-#pragma GCC unroll 2
-    for (int q = 0; q < 2; ++q) {
-      sum[q] = start_of<N>(packed, q0 + q);
-#pragma GCC unroll 5
-      for (int i = 0; i < 5; ++i) add_dot<N>(sum[q], four[i][q], weights_of<N>(packed, i, q0 + q));
-      add_dot<N>(sum[q], now[q], weights_of<N>(packed, 5, q0 + q));
-      add_dot<N>(sum[q], next[q], weights_of<N>(packed, 6, q0 + q));
-      now[q] = next[q];
-#pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) four[i][q] = four[i + 2][q];
-    }
-    write_half<N, form, High>(l, to, sum, packed, held[x], t.y, at);
-  }
-}
-
-template <int N, int form, int Rows>
-static void five_by_five(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c) {
-  Ints<N> held[kHeld * Rows][2];
-  const int64_t parts = ceil_div(l.out_width, kHeld);
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t first = l.out_width * p / parts, count = l.out_width * (p + 1) / parts - first;
-    half_five<N, form, Rows, false>(l, t, packed, c, first, count, held);
-    half_five<N, form, Rows, true>(l, t, packed, c, first, count, held);
-  }
-}
 template <int N, int form, int Rows>
 static void five_by_five_two(const lc_layer& l, const Line& t, const int8_t* packed, int64_t c) {
-  Ints<N> held[kHeld][2];
-  const int64_t parts = ceil_div(l.out_width, kHeld);
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t first = l.out_width * p / parts, count = l.out_width * (p + 1) / parts - first;
-    half_five_two<N, form, Rows, false>(l, t, packed, c, first, count, held);
-    half_five_two<N, form, Rows, true>(l, t, packed, c, first, count, held);
+  const Limits<N> to = limits_of<N>(l);
+  Four<N> four[6][4], now[4], next[4];
+  Columns<N, 5> columns(l, t, c, -l.pad_left);
+  Ints<N> low = {}, high = {};
+  const auto two_columns = [&](Four<N>* f, Four<N>* g, Four<N>* row) {
+    Ints<N> u[5], v[5];
+    columns.next(u), columns.next(v);
+    pair_words<N>(f, low_bytes(u[0], u[1]), low_bytes(u[2], u[3]));
+    pair_words<N>(f + 2, high_bytes(u[0], u[1]), high_bytes(u[2], u[3]));
+    pair_words<N>(g, low_bytes(v[0], v[1]), low_bytes(v[2], v[3]));
+    pair_words<N>(g + 2, high_bytes(v[0], v[1]), high_bytes(v[2], v[3]));
+    const Ints<N> l2 = low_bytes(u[4], v[4]), h2 = high_bytes(u[4], v[4]);
+    pair_words<N>(row, low, l2), pair_words<N>(row + 2, high, h2);
+    low = l2, high = h2;
+  };
+  two_columns(four[0], four[1], now), two_columns(four[2], four[3], now);
+  int64_t at = c;
+  for (int64_t x = l.out_width; x > 0; --x, at += t.y_pixel) {
+    two_columns(four[4], four[5], next);
+    packed = read_again(packed);
+    Ints<N> sum[4];
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      sum[q] = start_of<N>(packed, q);
+#pragma GCC unroll 5
+      for (int i = 0; i < 5; ++i) add_dot<N>(sum[q], four[i][q], weights<N>(packed, i, q));
+      add_dot<N>(sum[q], now[q], weights<N>(packed, 5, q));
+      add_dot<N>(sum[q], next[q], weights<N>(packed, 6, q));
+      sum[q] = settled<N, form>(sum[q], packed, q);
+      now[q] = next[q];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) four[i][q] = four[i + 2][q];
+    }
+    write_settled<N, form>(l, to, sum, packed, t.y, at, N);
   }
 }
 
@@ -328,10 +362,10 @@ LC_INLINE void any_window(const lc_layer& l, const Line& t, const int8_t* packed
     for (int i = 0; i < together; ++i)
 #pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) sum[i][q] = start_of<N>(packed, q);
-    const int8_t* w = weights_of<N>(packed, 0, 0);
+    const int8_t* w = packed + 8 * N;
     for (int64_t k = 0; k < l.kernel_height; k += 4) {
       const uint8_t* rows[4];
-      for (int64_t i = 0; i < 4; ++i) rows[i] = k + i < l.kernel_height ? t.rows[k + i] : t.none;
+      for (int64_t i = 0; i < 4; ++i) rows[i] = t.rows[least(k + i, l.kernel_height - 1)];
       for (int64_t j = 0; j < l.kernel_width; ++j, w += 4 * kParts * N) {
 #pragma GCC unroll 4
         for (int i = 0; i < together; ++i) {
@@ -340,19 +374,23 @@ LC_INLINE void any_window(const lc_layer& l, const Line& t, const int8_t* packed
           if ((uint64_t)column < (uint64_t)l.width) {
 #pragma GCC unroll 4
             for (int n = 0; n < 4; ++n)
-              v[n] = lanes.template load<N>(rows[n] + (rows[n] == t.none ? 0 : column * t.x_pixel) + channel);
+              v[n] = lanes.template load<N>(rows[n] + column * t.x_pixel + channel);
           }
           Four<N> four[4];
           pair_words<N>(four, low_bytes(v[0], v[1]), low_bytes(v[2], v[3]));
           pair_words<N>(four + 2, high_bytes(v[0], v[1]), high_bytes(v[2], v[3]));
 #pragma GCC unroll 4
-          for (int q = 0; q < 4; ++q) add_dot<N>(sum[i][q], four[q], w + q * kParts * N);
+          for (int q = 0; q < 4; ++q) add_dot<N>(sum[i][q], four[q], load_weights<N>(w + q * kParts * N));
         }
       }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < together; ++i)
-      if (first + i < l.out_width) write_sums<N, form>(l, to, sum[i], packed, t.y, (first + i) * t.y_pixel + c, count);
+    for (int i = 0; i < together; ++i) {
+      if (first + i >= l.out_width) continue;
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) sum[i][q] = settled<N, form>(sum[i][q], packed, q);
+      write_settled<N, form>(l, to, sum[i], packed, t.y, (first + i) * t.y_pixel + c, count);
+    }
   }
 }
 template <int N, int form, int Rows>

@@ -1,6 +1,19 @@
 // Four bytes of an input beside each other times four weights, added to a sum: what a depthwise convolution over bytes is
 // made of. Rows (or columns) are unpacked into each other, so that sums are in lane order (bytes_epilogue.inl.h).
 
+// Keeps a loaded vector in its register: the compiler would read memory again.
+template <int N>
+LC_INLINE Ints<N> kept_ints(Ints<N> v) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
+}
+
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 enum { kParts = 1 };  // vectors of packed weights to a vector of sums
 template <int N>
@@ -24,8 +37,16 @@ LC_INLINE Ints<64> dot(Ints<64> sum, Ints<64> x, Ints<64> w) {
 }
 #endif
 template <int N>
-LC_INLINE void add_dot(Ints<N>& sum, const Four<N>& x, const int8_t* w) {
-  sum = dot(sum, x.all, load_ints<N>(w));
+LC_INLINE Four<N> load_weights(const int8_t* w) {
+  return {load_ints<N>(w)};
+}
+template <int N>
+LC_INLINE Four<N> kept_weights(const Four<N>& w) {
+  return {kept_ints<N>(w.all)};
+}
+template <int N>
+LC_INLINE void add_dot(Ints<N>& sum, const Four<N>& x, const Four<N>& w) {
+  sum = dot(sum, x.all, w.all);
 }
 static void pack_four(int8_t* to, int64_t, const int8_t* w) { __builtin_memcpy(to, w, 4); }
 
@@ -50,8 +71,16 @@ LC_INLINE Four<N> four_of(Ints<N> v) {
 }
 #endif
 template <int N>
-LC_INLINE void add_dot(Ints<N>& sum, const Four<N>& x, const int8_t* w) {
-  sum = sum + multiply_pairs(x.even, load_ints<N>(w)) + multiply_pairs(x.odd, load_ints<N>(w + N));
+LC_INLINE Four<N> load_weights(const int8_t* w) {
+  return {load_ints<N>(w), load_ints<N>(w + N)};
+}
+template <int N>
+LC_INLINE Four<N> kept_weights(const Four<N>& w) {  // there are too many for that
+  return w;
+}
+template <int N>
+LC_INLINE void add_dot(Ints<N>& sum, const Four<N>& x, const Four<N>& w) {
+  sum = sum + multiply_pairs(x.even, w.even) + multiply_pairs(x.odd, w.odd);
 }
 static void pack_four(int8_t* to, int64_t vector, const int8_t* w) {
   const int16_t even[] = {w[0], w[2]}, odd[] = {w[1], w[3]};

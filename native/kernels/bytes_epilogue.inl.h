@@ -29,6 +29,7 @@ using Floats = typename Vector<N>::F;
   LC_INLINE Ints<N> bytes(Ints<N> a, Ints<N> b) { return (Ints<N>)P##_packus_epi16((R##i)a, (R##i)b); }           \
   LC_INLINE Ints<N> add_words(Ints<N> a, Ints<N> b) { return (Ints<N>)P##_adds_epi16((R##i)a, (R##i)b); }         \
   LC_INLINE Ints<N> multiply_pairs(Ints<N> a, Ints<N> b) { return (Ints<N>)P##_madd_epi16((R##i)a, (R##i)b); }    \
+  LC_INLINE Ints<N> add_bytes(Ints<N> a, Ints<N> b) { return (Ints<N>)P##_adds_epu8((R##i)a, (R##i)b); }          \
   LC_INLINE Ints<N> greater_bytes(Ints<N> a, Ints<N> b) { return (Ints<N>)P##_max_epu8((R##i)a, (R##i)b); }       \
   LC_INLINE Ints<N> lesser_bytes(Ints<N> a, Ints<N> b) { return (Ints<N>)P##_min_epu8((R##i)a, (R##i)b); }        \
   LC_INLINE Ints<N> odd_bytes(Ints<N> a) { return (Ints<N>)P##_srli_epi16((R##i)a, 8); }                          \
@@ -76,6 +77,10 @@ LC_INLINE Ints<16> add_words(Ints<16> a, Ints<16> b) {  // b from 0 to 255
   const w16 sum = (w16)a + (w16)b;
   return (Ints<16>)(sum < (w16)a ? w16{} + (int16_t)32767 : sum);
 }
+LC_INLINE Ints<16> add_bytes(Ints<16> a, Ints<16> b) {
+  const b16 sum = (b16)a + (b16)b;
+  return (Ints<16>)(sum < (b16)a ? b16{} + (uint8_t)255 : sum);
+}
 LC_INLINE Ints<16> greater_bytes(Ints<16> a, Ints<16> b) { return (Ints<16>)((b16)a > (b16)b ? (b16)a : (b16)b); }
 LC_INLINE Ints<16> lesser_bytes(Ints<16> a, Ints<16> b) { return (Ints<16>)((b16)a < (b16)b ? (b16)a : (b16)b); }
 LC_INLINE Floats<16> above(Floats<16> v, Floats<16> low) { return v > low ? v : low; }
@@ -100,11 +105,11 @@ LC_INLINE Floats<N> load_floats(const float* p) {
 }
 template <int N>
 LC_INLINE Ints<N> splat_byte(int32_t b) {
-  return Ints<N>{} + b * 0x01010101;
+  return Ints<N>{} + (int32_t)((uint32_t)b * 0x01010101u);
 }
 template <int N>
 LC_INLINE Ints<N> splat_word(int32_t w) {
-  return Ints<N>{} + w * 0x00010001;
+  return Ints<N>{} + (int32_t)((uint32_t)w * 0x00010001u);
 }
 template <int N>
 LC_INLINE Floats<N> floats(Ints<N> v) {
@@ -153,53 +158,48 @@ LC_INLINE void store_some(uint8_t* to, Ints<N> v, int64_t count) {  // count <= 
   __builtin_memcpy(to, all, (size_t)count);
 }
 
-// What bytes of y are bounded by. A copy for registers: bytes that are written might be the layer's own, for all the compiler
-// knows.
+// How integers become bytes of y. kBounded: in any case. kPlain: the zero point is 0 and bounds are those of a byte. kRaised:
+// the lower bound is the zero point. kShifted: bounds are those of a byte. kReal: not at once, or they become floats.
+enum Form { kBounded, kPlain, kRaised, kShifted, kReal };
+
+LC_INLINE bool is_plain(const lc_layer& l) { return l.y_zero == 0 && l.low_byte == 0 && l.high_byte == 255; }
+
+static Form form_of(const lc_layer& l) {
+  if (l.real) return kReal;
+  if (is_plain(l)) return kPlain;
+  if (l.low_byte == l.y_zero) return kRaised;
+  return l.low_byte == 0 && l.high_byte == 255 ? kShifted : kBounded;
+}
+
+// The zero point as words and as bytes, and the bounds. A copy for registers: bytes that are written might be the layer's own,
+// for all the compiler knows.
 template <int N>
 struct Limits {
-  Ints<N> zero, low, high;
+  Ints<N> zero, raise, low, high;
 };
 template <int N>
 LC_INLINE Limits<N> limits_of(const lc_layer& l) {
-  return {splat_word<N>(l.y_zero), splat_byte<N>(l.low_byte), splat_byte<N>(l.high_byte)};
+  return {splat_word<N>(l.y_zero), splat_byte<N>(l.y_zero), splat_byte<N>(l.low_byte), splat_byte<N>(l.high_byte)};
 }
 
-// Bytes of four vectors of numbers in units of y, in the order in which packing leaves them. Plain: y's zero is 0 and its
-// bounds are those of a byte.
-template <bool Plain, int N>
-LC_INLINE Ints<N> to_bytes(const Limits<N>& to, Floats<N> a, Floats<N> b, Floats<N> c, Floats<N> d) {
-  const Ints<N> low = words(nearest(a), nearest(b)), high = words(nearest(c), nearest(d));
-  if constexpr (Plain) return bytes(low, high);
-  return lesser_bytes(greater_bytes(bytes(add_words(low, to.zero), add_words(high, to.zero)), to.low), to.high);
+// Two vectors of words of nearest integers as bytes of y.
+template <int form, int N>
+LC_INLINE Ints<N> words_to_bytes(const Limits<N>& to, Ints<N> low, Ints<N> high) {
+  if constexpr (form == kPlain) return bytes(low, high);
+  if constexpr (form == kRaised) return lesser_bytes(add_bytes(bytes(low, high), to.raise), to.high);
+  const Ints<N> all = bytes(add_words(low, to.zero), add_words(high, to.zero));
+  return form == kShifted ? all : lesser_bytes(greater_bytes(all, to.low), to.high);
 }
-LC_INLINE bool is_plain(const lc_layer& l) { return l.y_zero == 0 && l.low_byte == 0 && l.high_byte == 255; }
+
+// Bytes of four vectors of numbers in units of y, in the order in which packing leaves them.
+template <int form, int N>
+LC_INLINE Ints<N> to_bytes(const Limits<N>& to, Floats<N> a, Floats<N> b, Floats<N> c, Floats<N> d) {
+  return words_to_bytes<form, N>(to, words(nearest(a), nearest(b)), words(nearest(c), nearest(d)));
+}
 
 template <int N>
 LC_INLINE Floats<N> from_zero(const uint8_t* p, int32_t zero) {
   return floats<N>(widened<N>(p) - zero);
-}
-
-// V vectors of sums in order, V = 1, 2 or 4, as bounded bytes: `count` columns of them, all if that is more. `second`, bytes
-// beside those of y, may be null.
-template <int V, int N>
-LC_INLINE void write_bounded(const lc_layer& l, const Limits<N>& to, const Ints<N>* sum, const float* factors,
-                             const uint8_t* second, uint8_t* y, int64_t count) {
-  constexpr int lanes = N / 4;
-  Floats<N> t[V];
-#pragma GCC unroll 4
-  for (int v = 0; v < V; ++v) t[v] = floats<N>(sum[v]) * load_floats<N>(factors + v * lanes);
-  if (second) {
-    uint8_t some[N];
-    if (count < V * lanes) {
-      __builtin_memset(some, 0, N);
-      __builtin_memcpy(some, second, (size_t)count);
-      second = some;
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) t[v] = t[v] + from_zero<N>(second + v * lanes, l.second_zero) * l.second_factor;
-  }
-  const Ints<N> all = to_bytes<false, N>(to, t[0], t[V > 1 ? 1 : 0], t[V > 2 ? 2 : 0], t[V > 2 ? 3 : V > 1 ? 1 : 0]);
-  store_some<N>(y, in_order(all), count < V * lanes ? count : V * lanes);
 }
 
 // --- real numbers: activations that are no bounds, and maps that are float --------------------------------------------
@@ -228,7 +228,7 @@ LC_INLINE void write_numbers(const lc_layer& l, vf t, void* y, int64_t at, int64
     return count == kFloats ? store((float*)y + at, t) : store_part((float*)y + at, t, count);
   }
   t = in_units(l, t);
-  store_some<LC_BYTES>((uint8_t*)y + at, in_order(to_bytes<false, LC_BYTES>(limits_of<LC_BYTES>(l), t, t, t, t)), count);
+  store_some<LC_BYTES>((uint8_t*)y + at, in_order(to_bytes<kBounded, LC_BYTES>(limits_of<LC_BYTES>(l), t, t, t, t)), count);
 }
 
 // Sums of any number of columns that lie in memory, in order. `second` is null or as y is.

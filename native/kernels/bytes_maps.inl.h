@@ -20,7 +20,7 @@ LC_INLINE void write_row(const lc_layer& l, float* y, int64_t at, int64_t n, F f
       vf t[4];
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) t[v] = f(i + v * kFloats, (int64_t)kFloats);
-      const vi all = in_order(to_bytes<false, LC_BYTES>(to, t[0], t[1], t[2], t[3]));
+      const vi all = in_order(to_bytes<kBounded, LC_BYTES>(to, t[0], t[1], t[2], t[3]));
       __builtin_memcpy((uint8_t*)y + at + i, &all, LC_BYTES);
     }
   }
@@ -41,7 +41,7 @@ static void bytes_quantize(const lc_work& w, int64_t task, float*) {
     vf t[4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) t[v] = in_units(l, load(x + i + v * kFloats));
-    const vi all = in_order(to_bytes<false, LC_BYTES>(to, t[0], t[1], t[2], t[3]));
+    const vi all = in_order(to_bytes<kBounded, LC_BYTES>(to, t[0], t[1], t[2], t[3]));
     __builtin_memcpy((uint8_t*)w.y + from + i, &all, LC_BYTES);
   }
   write_row(l, w.y, from + i, n - i, [&](int64_t k, int64_t count) { return some(x + i + k, count % kFloats); });

@@ -1,4 +1,4 @@
-"""Native depthwise convolutions, pooling and the like over bytes, on every way that there is: the numpy executor's bits."""
+"""Depthwise convolutions, pooling and the like over bytes, on every native way that there is: numpy's bits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from byte_plans import in_bytes
+from lean_plans import mobilenet
 from leanconv import _native
 from leanconv.runtime.compiled import Compiled
 from leanconv.runtime.memory import place
@@ -200,6 +202,17 @@ def test_activation(data: st.DataObject) -> None:
     plan = small(draw, 6)
     plan.add("activation", 1, quant=plan.like(1, draw(ZEROS)), act=draw(st.sampled_from(ACTIVATIONS)))
     plan.holds(draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("threads", "n"), [(1, 1), (3, 1), (2, 5)])
+def test_a_network(path: str, threads: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks, and chains of them, whose rows wait in rings."""
+    plan, tensors = in_bytes(*mobilenet(0.5, 64, 10), seed=3, floats=0)
+    x = np.random.default_rng(n).standard_normal((n, *plan.values[plan.input].shape)).astype(np.float32)
+    monkeypatch.setenv("LEANCONV_INT8", path)
+    ours = Compiled(plan, tensors, threads).run(x)
+    np.testing.assert_array_equal(ours, Reference(plan, tensors).run(x))
 
 
 def test_what_is_no_number_is_the_least_byte() -> None:

@@ -98,7 +98,8 @@ static void bytes_concat(const lc_work& w, int64_t task, float*) {
         __builtin_memcpy((uint8_t*)w.y + i * w.y_pixel + to, x, (size_t)channels);
         continue;
       }
-      write_row(l, w.y, i * w.y_pixel + to, channels, [&](int64_t c, int64_t count) { return distances(x + c, o.zero, count) * o.factor; });
+      write_row(l, w.y, i * w.y_pixel + to, channels,
+                [&](int64_t c, int64_t count) { return distances(x + c, o.zero, count) * o.factor; });
     }
   }
 }

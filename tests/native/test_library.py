@@ -146,7 +146,7 @@ def test_structs_agree_with_the_header(name, struct):
     body = header[start : header.index("};", start)]
     lines = [m[1] for line in body.splitlines()[1:] if (m := re.match(r"\s*[\w:*]+[\s*]+([\w, ]+);", line))]
     assert ", ".join(lines).split(", ") == [field[0] for field in struct._fields_]
-    assert f"#define LC_ABI 5\n" in header
+    assert "#define LC_ABI 5\n" in header
 
 
 def test_exports_and_needs_are_few(library):

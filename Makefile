@@ -54,7 +54,7 @@ pictures: $(VENV)/.dev  ## the README's pictures, by headless Chromium
 	$(BIN)/python tools/pictures.py $(ARGS)
 
 bench: $(VENV)/.dev  ## every benchmark; results are appended to benchmarks/results
-	for script in benchmarks/*.py; do case $$script in */bench.py) ;; *) $(BIN)/python $$script $(ARGS) || exit 1;; esac; done
+	for script in benchmarks/*.py; do case $$script in */bench.py | */conten*.py | */conversion.py) ;; *) $(BIN)/python $$script $(ARGS) || exit 1;; esac; done
 
 clean:  ## remove what was built and installed here
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

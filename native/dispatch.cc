@@ -1,4 +1,5 @@
 // Picks the instruction set's table and splits the work over threads; how it is split never changes a result.
+#include "engine_steps.h"
 #include "split.h"
 
 // LC_ISAS comes from CMakeLists.txt: X(scalar) X(avx2) X(avx512), the plainest first.
@@ -81,8 +82,9 @@ int32_t lc_keep_exact(const lc_mask* m) {
 int32_t lc_peak(lc_burst* burst) {
   if (const int32_t bad = check_head(burst)) return bad;
   if (burst->turns < 0 || burst->turns > ((int64_t)1 << 40) || !burst->out) return LC_BAD_ARGUMENT;
-  const lc_table& table = lc_table_of(burst->isa);
-  table.peak_turns(*burst, 0, burst->turns);
-  burst->count = burst->turns * table.peak_width();
+  if (burst->path != -1 && !lc_path_supported(burst->path)) return LC_BAD_ISA;
+  const lc_runs& runs = burst->path == -1 ? lc_table_of(burst->isa).engine : lc_bytes_of(burst->path);
+  runs.peak(*burst, 0, burst->turns);
+  burst->count = burst->turns * runs.peak_width();
   return LC_OK;
 }

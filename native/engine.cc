@@ -20,6 +20,7 @@ struct lc_engine {
   float* floats;   // arena, scratch memories, shared memory
   int64_t floats_size;
   float* weights;  // packed
+  lc_layer** packing;
   double* seconds;
 };
 
@@ -47,7 +48,14 @@ void each_layer(lc_engine* e, F f) {
     for (int64_t j = 0; j < e->steps[i].parts; ++j) f(e->steps[i].layers[j]);
 }
 
-// All weights in one piece of memory, large pages where there are such: panels are read from one end to the other.
+void pack_layer(void* context, int64_t task, int64_t) {
+  lc_engine* const e = (lc_engine*)context;
+  lc_layer& l = *e->packing[task];
+  e->runners.of(l).pack(l);
+}
+
+// All weights in one piece of memory, large pages where there are such: panels are read from one end to the other. Packed
+// by all threads, because most of the time goes into the pages of fresh memory.
 int32_t pack(lc_engine* e) {
   int64_t size = 0;
   bool fits = true;
@@ -55,11 +63,20 @@ int32_t pack(lc_engine* e) {
   each_layer(e, [&](lc_layer& l) { fits = fits && !__builtin_add_overflow(size, floats_of(l), &size); });
   e->weights = fits ? allocate(size) : nullptr;
   if (!e->weights) return LC_NO_MEMORY;
+  e->packing = (lc_layer**)malloc((size_t)e->steps_count * LC_PARTS * sizeof(lc_layer*));
+  if (!e->packing) return LC_NO_MEMORY;
   float* at = e->weights;
+  int64_t count = 0;
   each_layer(e, [&](lc_layer& l) {
     l.packed = at;
     at += floats_of(l);
-    if (floats_of(l) > 0) e->runners.of(l).pack(l);
+    if (floats_of(l) > 0) e->packing[count++] = &l;
+  });
+  e->pool.begin();
+  e->pool.run(pack_layer, e, count);
+  e->pool.end();
+  free(e->packing);
+  each_layer(e, [&](lc_layer& l) {
     l.weight = l.shift = nullptr, l.bytes = nullptr, l.sums = nullptr, l.scales = nullptr;
   });
   return LC_OK;
@@ -78,8 +95,7 @@ int32_t build(lc_engine* e, lc_plan* plan) {
   memcpy(e->places.values, plan->values, (size_t)plan->values_count * sizeof(lc_value));
   e->places.count = plan->values_count, e->places.memory = (plan->memory + kApart - 1) / kApart * kApart;
   e->places.input = plan->input, e->places.output = plan->output;
-  if (const int32_t bad = lc_find_chains(e->steps, e->steps_count, &e->places, e->runners)) return bad;
-  return pack(e);
+  return lc_find_chains(e->steps, e->steps_count, &e->places, e->runners);
 }
 
 void release(lc_engine* e) {
@@ -177,6 +193,7 @@ int32_t lc_engine_new(lc_plan* plan, lc_engine** engine) {
   if (!e) return LC_NO_MEMORY;
   int32_t bad = build(e, plan);
   if (!bad && !e->pool.start(plan->threads)) bad = LC_PARALLEL_FAILED;
+  if (!bad && (bad = pack(e))) e->pool.stop();
   if (bad) {
     release(e);
     return bad;

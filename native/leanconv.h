@@ -243,8 +243,10 @@ struct lc_burst {
   uint32_t size;  // sizeof(lc_burst)
   int32_t isa;
   int64_t turns;  // 0 to 2^40
-  int64_t count;  // out: multiply-adds done, in single precision
+  int64_t count;  // out: multiply-adds done
   float* out;     // one number, so that the work is not left out
+  int32_t path;   // of bytes by bytes in this way over bytes; -1: in single precision
+  int32_t reserved;
 };
 
 LC_API int32_t lc_abi(void);

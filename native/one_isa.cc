@@ -40,6 +40,6 @@ const lc_table LC_JOIN(lc_table_, LC_ISA) = {
     depthwise_input_rows, depthwise_weight, depthwise_sum,
     pointwise_plan, pointwise_panels, pointwise_tiles, pointwise_pack, pointwise_pack_flipped, pointwise_forward,
     pointwise_backward, pointwise_sum, channelwise_plan, channelwise_pack, channelwise_forward, channelwise_backward,
-    channelwise_merge, channelwise_sum, peak_turns, peak_width,
-    {engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch},
+    channelwise_merge, channelwise_sum,
+    {engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch, peak_turns, peak_width},
 };

@@ -23,9 +23,12 @@ typedef uint8_t Number;  // what layers read
 #include "kernels/engine_convolution.inl.h"
 #include "kernels/engine_chain.inl.h"
 #include "kernels/bytes_maps.inl.h"
+#include "kernels/bytes_peak.inl.h"
 }  // namespace
 
 #define LC_JOIN_(a, b) a##b
 #define LC_JOIN(a, b) LC_JOIN_(a, b)
 __attribute__((visibility("hidden"))) extern const lc_runs LC_JOIN(lc_bytes_, LC_PATH);
-const lc_runs LC_JOIN(lc_bytes_, LC_PATH) = {engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch};
+const lc_runs LC_JOIN(lc_bytes_, LC_PATH) = {
+    engine_packed, engine_pack, engine_panels, copy_height, engine_task, engine_scratch, bytes_peak, bytes_peak_width,
+};

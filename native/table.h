@@ -11,6 +11,8 @@ struct lc_runs {
   int64_t (*copy_height)(const lc_layer& layer);
   lc_task (*task)(const lc_work& work);
   int64_t (*scratch)(const lc_work& work);  // floats for a thread
+  void (*peak)(const lc_burst& burst, int64_t begin, int64_t end);  // turns
+  int64_t (*peak_width)();                                          // multiply-adds of a turn
 };
 
 struct lc_table {
@@ -55,7 +57,5 @@ struct lc_table {
   void (*channelwise_backward)(const lc_channelwise& p, int64_t begin, int64_t end);    // groups of bands
   void (*channelwise_merge)(const lc_channelwise& p);
   void (*channelwise_sum)(const lc_channelwise& p);
-  void (*peak_turns)(const lc_burst& burst, int64_t begin, int64_t end);
-  int64_t (*peak_width)();  // multiply-adds of a turn
   lc_runs engine;
 };

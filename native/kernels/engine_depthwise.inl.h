@@ -35,13 +35,14 @@ struct SpreadChannels {  // lane v is the input of output channel first + v
   }
 };
 
-// One row of y: kernel rows [begin, end) lie inside of x, at rows[k].
+// One row of y: kernel rows [begin, end) lie inside of x, at rows[k]. Or two rows, where all of both lie inside: the second
+// one's kernel begins a row of x later.
 struct Line {
   const float* const* rows;
   int64_t begin, end;
   int64_t x_pixel;
   float* y;
-  int64_t y_pixel;
+  int64_t y_pixel, y_row;
 };
 
 // Taps of one block of channels, P at a time; stride S and no dilation, or P = 1: any.
@@ -67,16 +68,19 @@ LC_INLINE void add_line(vf (*sum)[kTile], const lc_layer& l, const Line& t, int6
 template <int P, int S, bool Border>
 static void line_tile(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
   const int64_t base = column * l.stride_width - l.pad_left, blocks = channel_blocks(l), size = block_size(l);
+  const int64_t y_pixel = t.y_pixel;
+  const float low = l.low, high = l.high;  // stores could change those of the layer, for all the compiler knows
   const float* w = l.packed;
+  float* const to = t.y + column * y_pixel;
   for (int64_t b = 0; b < blocks; ++b, w += size) {
     const int64_t c = first_channel(l, b);
     vf sum[1][kTile];
     set_all<1>(sum, load(w));
     add_line<P, S, Border>(sum, l, t, base, c, w, Direct{});
-    float* y = t.y + column * t.y_pixel + c;
+    float* y = to + c;
 #pragma GCC unroll 8
-    for (int i = 0; i < kTile; ++i)
-      if (!Border || i < count) store(y + i * t.y_pixel, bounded(sum[0][i], l.low, l.high));
+    for (int i = 0; i < kTile; ++i, y += y_pixel)
+      if (!Border || i < count) store(y, bounded(sum[0][i], low, high));
   }
 }
 static void line_tile_of_lanes(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
@@ -89,6 +93,33 @@ static void line_tile_of_lanes(const lc_layer& l, const Line& t, int64_t column,
     add_line<1, 1, true>(sum, l, t, base, 0, w, SpreadChannels{c, lanes, l.groups});
     float* y = t.y + column * t.y_pixel + c;
     for (int64_t i = 0; i < count; ++i) store_part(y + i * t.y_pixel, bounded(sum[0][i], l.low, l.high), lanes);
+  }
+}
+
+// Two rows of y at once, stride 1: each row of x is read once for both.
+template <int P, bool Border>
+static void two_lines_tile(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
+  const int64_t base = column - l.pad_left, blocks = channel_blocks(l), size = block_size(l), inner = l.kernel_height;
+  const int64_t y_pixel = t.y_pixel, y_row = t.y_row, w_row = P * kFloats, low = -base, high = l.width - base, step = t.x_pixel;
+  const float lowest = l.low, highest = l.high;
+  const float* w = l.packed;
+  float* const to = t.y + column * y_pixel;
+  for (int64_t b = 0; b < blocks; ++b, w += size) {
+    const int64_t c = first_channel(l, b), from = base * step + c;
+    const float* taps = w + kFloats;
+    vf sum[2][kTile];
+    set_all<2>(sum, load(w));
+    add_taps<P, 1, Border, true, false>(sum, t.rows[0] + from, step, taps, taps, low, high, 1, Direct{});
+    for (int64_t k = 1; k < inner; ++k, taps += w_row)
+      add_taps<P, 1, Border, true, true>(sum, t.rows[k] + from, step, taps + w_row, taps, low, high, 1, Direct{});
+    add_taps<P, 1, Border, false, true>(sum, t.rows[inner] + from, step, taps, taps, low, high, 1, Direct{});
+#pragma GCC unroll 2
+    for (int r = 0; r < 2; ++r) {
+      float* y = to + r * y_row + c;
+#pragma GCC unroll 8
+      for (int i = 0; i < kTile; ++i, y += y_pixel)
+        if (!Border || i < count) store(y, bounded(sum[r][i], lowest, highest));
+    }
   }
 }
 
@@ -115,9 +146,20 @@ static LineTiles pick_line_tiles(const lc_layer& l) {
   return {line_tile<1, 1, true>, line_tile<1, 1, true>};
 }
 
-// A row of y. The last tile is shifted back where the row is long enough.
-static void channels_line(const lc_layer& l, const Line& t) {
-  const LineTiles tiles = pick_line_tiles(l);
+// Of two rows; null where one at a time is what there is: so many sums need 32 registers.
+static LineTiles pick_two_lines_tiles(const lc_layer& l) {
+#if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_BASELINE))
+  if (in_vectors(l) && l.dilation_width == 1 && l.dilation_height == 1 && l.stride_width == 1 && l.stride_height == 1) {
+    if (l.kernel_width == 3) return {two_lines_tile<3, false>, two_lines_tile<3, true>};
+    if (l.kernel_width == 5) return {two_lines_tile<5, false>, two_lines_tile<5, true>};
+  }
+#endif
+  (void)l;
+  return {nullptr, nullptr};
+}
+
+// A row of y, or two. The last tile is shifted back where the row is long enough.
+static void channels_line(const lc_layer& l, const Line& t, const LineTiles& tiles) {
   const int64_t reach = (l.kernel_width - 1) * l.dilation_width + 1;
   for (int64_t done = 0; done < l.out_width; done += kTile) {
     const int64_t at = most(0, least(done, l.out_width - kTile)), count = least(l.out_width, kTile);
@@ -125,7 +167,6 @@ static void channels_line(const lc_layer& l, const Line& t) {
     const bool whole = count == kTile && base >= 0 && base + (count - 1) * l.stride_width + reach <= l.width;
     (whole ? tiles.whole : tiles.border)(l, t, at, count);
   }
-  finish(l.act, t.y, l.out_width, t.y_pixel, l.out_channels);
 }
 
 // Kernel rows that lie inside for output row `row`.
@@ -135,19 +176,19 @@ LC_INLINE Span kernel_rows(const lc_layer& l, int64_t row) {
   return {begin, most(begin, least(l.kernel_height, ceil_div(l.height - top, l.dilation_height)))};
 }
 
-// Output row `row` of an image that is at x, or of which row r is at x + r % ring * x_row.
-static void channels_row(const lc_layer& l, const float* x, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t row, float* y,
-                         int64_t y_pixel, const float** rows) {
-  const Span inside = kernel_rows(l, row);
-  for (int64_t k = inside.begin; k < inside.end; ++k) {
-    const int64_t r = row * l.stride_height - l.pad_top + k * l.dilation_height;
-    rows[k] = x + r % ring * x_row;
-  }
-  channels_line(l, {rows, inside.begin, inside.end, x_pixel, y, y_pixel});
-}
-
-// Rows [row, row + count), `y_row` apart.
+// Rows [row, row + count) of y, `y_row` apart, of an image that is at x, or of which row r is at x + r % ring * x_row.
 static void channels_rows(const lc_layer& l, const float* x, int64_t x_row, int64_t x_pixel, int64_t ring, int64_t row,
                           int64_t count, float* y, int64_t y_row, int64_t y_pixel, const float** rows) {
-  for (int64_t r = 0; r < count; ++r) channels_row(l, x, x_row, x_pixel, ring, row + r, y + r * y_row, y_pixel, rows);
+  const LineTiles one = pick_line_tiles(l), two = pick_two_lines_tiles(l);
+  for (int64_t done = 0, lines; done < count; done += lines, row += lines, y += lines * y_row) {
+    const Span inside = kernel_rows(l, row);
+    const bool whole = inside.end - inside.begin == l.kernel_height && kernel_rows(l, row + 1).end == l.kernel_height;
+    lines = two.whole && whole && done + 1 < count ? 2 : 1;
+    for (int64_t k = inside.begin; k < inside.end + lines - 1; ++k) {
+      const int64_t r = row * l.stride_height - l.pad_top + k * l.dilation_height;
+      rows[k] = x + r % ring * x_row;
+    }
+    channels_line(l, {rows, inside.begin, inside.end, x_pixel, y, y_pixel, y_row}, lines == 2 ? two : one);
+    for (int64_t i = 0; i < lines; ++i) finish(l.act, y + i * y_row, l.out_width, y_pixel, l.out_channels);
+  }
 }

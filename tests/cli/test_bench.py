@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from byte_plans import in_bytes
 from lean_plans import Builder, mobilenet
 from leanconv import _native
 from leanconv.benchmarking import command, measure
@@ -34,7 +35,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_figures_as_json(file: Path, capsys: Capture) -> None:
     assert main(["bench", str(file), "--rounds", "2", "--batch", "1", "3", "--threads", "1", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert set(told) == {"file", "shape", "macs", "executor", "isa", "missing", "measurements"}
+    assert set(told) == {"file", "shape", "macs", "executor", "isa", "path", "missing", "measurements"}
     assert told["macs"] == 8 * 8 * (3 * 4 + 9 * 4 + 4 * 6) + 6 * 5
     assert [one["batch"] for one in told["measurements"]] == [1, 3]
     for one in told["measurements"]:
@@ -46,6 +47,21 @@ def test_the_figures_as_json(file: Path, capsys: Capture) -> None:
         if _native.available():
             assert one["peak"] > 1e8
             assert sum(layer["share"] for layer in one["layers"]) == pytest.approx(1)
+
+
+def test_steps_in_int8_are_measured_by_their_own_peak(tmp_path: Path, capsys: Capture) -> None:
+    write(tmp_path / "bytes.lean", *in_bytes(*mobilenet(0.25, 32, 10), floats=0))
+    assert main(["bench", str(tmp_path / "bytes.lean"), "--rounds", "2", "--threads", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (one,) = told["measurements"]
+    if not _native.available():
+        assert (one["int8_peak"], told["path"]) == (None, None)
+        return
+    assert told["path"] == _native.int8()
+    assert one["int8_peak"] > 1e8
+    blocks = [layer for layer in one["layers"] if layer["op"] == "block"]
+    for layer in blocks:
+        assert layer["of_peak"] == pytest.approx(layer["macs"] / layer["microseconds"] * 1e6 / one["int8_peak"])
 
 
 def test_the_table_without_native_code(file: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,3 +91,64 @@ def test_bad_words(words: list[str], sentence: str, capsys: Capture) -> None:
     assert main(["export", *words, "--output", "c.lean"]) == 2
     assert sentence in capsys.readouterr().err
     assert not Path("c.lean").exists()
+
+
+# --- int8 ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_bytes(capsys: Capture) -> None:
+    words = ["export", "runs/a", "--output", "a8.lean", "--int8", "--max-drop", "100"]
+    assert main([*words, "--layers"]) == 0
+    out, err = capsys.readouterr()
+    for word in (
+        "calibration",
+        "accuracy         float",
+        "measured on",
+        "kept in float",
+        "checked",
+        "times smaller",
+        "dB",
+    ):
+        assert word in out
+    assert err == ""
+    assert main([*words, "--overwrite", "--json", "--rule", "minmax", "--calibrate", "8", "--no-equalise"]) == 0
+    told = json.loads(capsys.readouterr().out)["quantised"]
+    assert told["options"] | {"rule": "minmax", "calibrate": 8, "equalise": False, "max_drop": 100.0} == told["options"]
+    assert told["calibrated"] == 8
+    assert told["before"]["total"] == told["after"]["score"]["total"] == told["measured"]
+    assert main(["predict", "a8.lean", "pics"]) == 0
+
+
+def test_other_images_in_bytes(capsys: Capture) -> None:
+    words = ["export", "runs/a", "--output", "b8.lean", "--int8", "--data", "pics", "--max-drop", "100", "--json"]
+    assert main(words) == 0
+    told = json.loads(capsys.readouterr().out)["quantised"]
+    assert "pics" in told["source"]
+    assert told["before"] is not None
+
+
+def test_bytes_without_images(place: Path, capsys: Capture) -> None:
+    (place / "pics").rename(place / "elsewhere")
+    try:
+        assert main(["export", "runs/a", "--output", "c8.lean", "--int8"]) == 2
+    finally:
+        (place / "elsewhere").rename(place / "pics")
+    assert "pics" in capsys.readouterr().err
+    assert not Path("c8.lean").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--data", "pics"], "--data is for --int8, got it without"),
+        (["--max-drop", "1"], "--max-drop is for --int8, got it without"),
+        (["--layers"], "--layers is for --int8, got it without"),
+        (["--int8", "--percentile", "99", "--rule", "mse"], "--percentile is for --rule percentile, got --rule mse"),
+        (["--int8", "--rule", "max"], "rule must be one of mse, percentile, minmax, got 'max'"),
+        (["--int8", "--format", "onnx"], "--int8 writes .lean files alone, got --format onnx"),
+    ],
+)
+def test_bad_words_of_int8(words: list[str], sentence: str, capsys: Capture) -> None:
+    assert main(["export", "runs/a", "--output", "d.lean", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("d.lean").exists()

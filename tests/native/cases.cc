@@ -561,17 +561,25 @@ void channelwises(Run& run) {
 
 void bursts(Run& run) {
   for (const int64_t turns : {(int64_t)0, (int64_t)1, (int64_t)1000}) {
-    lc_burst burst = {sizeof(lc_burst), run.isa, turns, 0, run.result<float>(1)};
+    lc_burst burst = {sizeof(lc_burst), run.isa, turns, 0, run.result<float>(1), -1, 0};
     const int32_t failure = lc_peak(&burst);
     run.good &= *burst.out == 12.0f && burst.count >= turns * 48;
     run.done("burst " + std::to_string(turns), failure);
   }
+  for (int32_t path = 0; lc_path_supported(path); ++path) {
+    lc_burst burst = {sizeof(lc_burst), run.isa, 1000, 0, run.result<float>(1), path, 0};
+    const int32_t failure = lc_peak(&burst);
+    run.good &= (*burst.out == 48000.0f || *burst.out == 0) && burst.count >= 1000 * 192;
+    run.done("burst of bytes " + std::to_string(path), failure);
+  }
   float out;
+  lc_burst unknown = {sizeof(lc_burst), run.isa, 1, 0, &out, 99, 0};
+  run.done("refused burst", lc_peak(&unknown), LC_BAD_ISA);
   for (const int64_t turns : {(int64_t)-1, ((int64_t)1 << 40) + 1}) {
-    lc_burst burst = {sizeof(lc_burst), run.isa, turns, 0, &out};
+    lc_burst burst = {sizeof(lc_burst), run.isa, turns, 0, &out, -1, 0};
     run.done("refused burst", lc_peak(&burst), LC_BAD_ARGUMENT);
   }
-  lc_burst nowhere = {sizeof(lc_burst), run.isa, 1, 0, nullptr};
+  lc_burst nowhere = {sizeof(lc_burst), run.isa, 1, 0, nullptr, -1, 0};
   run.done("refused burst", lc_peak(&nowhere), LC_BAD_ARGUMENT);
 }
 

@@ -367,20 +367,21 @@ class Library:
         if failure:
             refuse("mask", failure, f"isa={isa or self.isa}, rows, elements, limit = {fields[2:5]}")
 
-    def burst(self, turns: int) -> int:
+    def burst(self, turns: int, path: str | None = None) -> int:
         """Multiply-adds in registers, as fast as this processor can, on the calling thread.
 
         Args:
-            turns: 0 to 2^40; a turn is 48 to 192 multiply-adds.
+            turns: 0 to 2^40; a turn is 48 to 192 multiply-adds in float32, 192 to 65,536 of bytes.
+            path: a way over bytes, whose multiply-adds these are; None: float32.
 
         Returns:
-            How many multiply-adds were done, in float32.
+            How many multiply-adds were done.
 
         Raises:
             Error: ``turns`` out of range.
         """
-        out = ctypes.c_float()
-        burst = Burst(ctypes.sizeof(Burst), self._number(None), turns, 0, ctypes.addressof(out))
+        out, way = ctypes.c_float(), -1 if path is None else self.paths[path]
+        burst = Burst(ctypes.sizeof(Burst), self._number(None), turns, 0, ctypes.addressof(out), way, 0)
         failure = self._handle.lc_peak(ctypes.byref(burst))
         if failure:
             refuse("burst", failure, f"turns={turns}")

@@ -274,4 +274,6 @@ class Burst(ctypes.Structure):
         ("turns", ctypes.c_int64),
         ("count", ctypes.c_int64),
         ("out", ctypes.c_void_p),
+        ("path", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     )

@@ -62,14 +62,14 @@ def _peak(setup: Mapping[str, Any]) -> None:
     if library is None:
         print(json.dumps({"missing": "the native library"}), flush=True)
         return
-    threads = setup["threads"]
+    threads, path = setup["threads"], _native.int8() if setup["kind"] == "int8 peak" else None
 
     def burst() -> int:
         # New threads each time: the system spreads them over processors, where it may leave those that wake on one.
         with ThreadPoolExecutor(threads) as pool:
-            return sum(pool.map(library.burst, [_TURNS] * threads))
+            return sum(pool.map(library.burst, [_TURNS] * threads, [path] * threads))
 
-    turns.serve(burst, {"macs": burst(), "isa": library.isa})
+    turns.serve(burst, {"macs": burst(), "isa": library.isa, "path": path})
 
 
 def _onnxruntime(setup: Mapping[str, Any]) -> None:
@@ -134,6 +134,7 @@ def serve_torch(model: Any, setup: Mapping[str, Any]) -> None:
 
 KINDS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {
     "peak": _peak,
+    "int8 peak": _peak,
     "leanconv": _leanconv,
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,

@@ -16,7 +16,7 @@ from leanconv.benchmarking.records import Layer, Measured, Measurement, Report
 from leanconv.errors import Error
 from leanconv.results.medians import median_interval
 from leanconv.runtime.file import read
-from leanconv.runtime.plan import Plan
+from leanconv.runtime.plan import Plan, Step
 from leanconv.runtime.work import macs
 
 __all__ = ["AGAINST", "command", "measure"]
@@ -24,6 +24,7 @@ __all__ = ["AGAINST", "command", "measure"]
 AGAINST = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "torch": ("torch", "torch.compile")}
 """What can be named -> the contenders that it stands for."""
 
+_PEAKS = ("peak", "int8 peak")
 _TURN = 0.04  # seconds that a contender has at a time
 Progress = Callable[[str], None]
 Commands = Mapping[str, Sequence[str]]
@@ -40,6 +41,7 @@ def measure(
     run: str | os.PathLike[str] | None = None,
     python: str = sys.executable,
     commands: Callable[[Mapping[str, Any]], Commands] | None = None,
+    reference: Callable[[Mapping[str, Any]], Sequence[float]] | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Time of a network, with its steps, its share of the processor's peak and others in the same rounds.
@@ -58,6 +60,7 @@ def measure(
         python: runs onnxruntime and openvino: one that has them, and numpy.
         commands: from a setup (``batch``, ``shape``, ``threads``) to further contenders: name -> words of a command
             whose process calls :func:`leanconv.benchmarking.turns.serve` with ``version`` and ``answers``.
+        reference: from a setup to the answers that ``difference`` is from; None: those of the ``.lean`` file.
         progress: called with a few words before each measurement.
 
     Raises:
@@ -67,28 +70,33 @@ def measure(
     plan, _ = read(file)
     kinds = [kind for name in dict.fromkeys(against) for kind in AGAINST[name]]
     files = _files(Path(file), kinds, onnx, run)
+    if any(map(_on_bytes(plan), plan.steps)):
+        files["int8 peak"] = ""
     height, width, channels = plan.values[plan.input].shape
     shape = (channels, height, width)
     missing: dict[str, str] = {}
-    executor, isa, made = "numpy", None, []
+    executor, isa, path, made = "numpy", None, None, []
     for images in dict.fromkeys(batch):
         for count in dict.fromkeys(threads):
             if progress:
                 progress(f"batch {images}, {count} thread{'s' if count > 1 else ''}")
             setup = {"batch": images, "shape": shape, "threads": count}
             wanted = {
-                kind: command(kind, setup | {"file": path}, python if kind in ("onnxruntime", "openvino") else None)
-                for kind, path in files.items()
+                kind: command(kind, setup | {"file": each}, python if kind in ("onnxruntime", "openvino") else None)
+                for kind, each in files.items()
                 if kind not in missing
             }
             with _started(wanted | dict(commands(setup) if commands else {}), count, missing) as contenders:
                 executor = contenders["leanconv"].about["executor"]
                 if "peak" in contenders:
                     isa = contenders["peak"].about["isa"]
-                made.append(_measured(plan, contenders, setup, rounds))
-    missing.pop("peak", None)
+                if "int8 peak" in contenders:
+                    path = contenders["int8 peak"].about["path"]
+                made.append(_measured(plan, contenders, setup, rounds, reference(setup) if reference else None))
+    for name in _PEAKS:
+        missing.pop(name, None)
     name = os.path.basename(file)
-    return Report(name, shape, macs(plan), executor, isa, missing, tuple(made))
+    return Report(name, shape, macs(plan), executor, isa, path, missing, tuple(made))
 
 
 def command(kind: str, setup: Mapping[str, Any], python: str | None = None) -> list[str]:
@@ -164,7 +172,11 @@ def _started(commands: Commands, threads: int, missing: dict[str, str]) -> Itera
 
 
 def _measured(
-    plan: Plan, contenders: Mapping[str, turns.Contender], setup: Mapping[str, Any], rounds: int
+    plan: Plan,
+    contenders: Mapping[str, turns.Contender],
+    setup: Mapping[str, Any],
+    rounds: int,
+    reference: Sequence[float] | None,
 ) -> Measurement:
     steps = {}
     for name, one in contenders.items():
@@ -172,13 +184,15 @@ def _measured(
         steps[name] = max(1, min(20, round(_TURN / max(first, 1e-6))))
     found = turns.in_turns(contenders, rounds, steps)
     seconds = {name: [statistics.median(a["wall"]) for a in given] for name, given in found.items()}
-    peak = None
-    if "peak" in seconds:
-        del seconds["peak"]
-        # The fastest: whatever interrupts a burst makes it slower than the processor is, never faster.
-        peak = contenders["peak"].about["macs"] / min(min(a["wall"]) for a in found["peak"])
-    work = macs(plan) * setup["batch"]
-    ours = contenders["leanconv"].about
+    # The fastest: whatever interrupts a burst makes it slower than the processor is, never faster.
+    peak, int8_peak = (
+        contenders[name].about["macs"] / min(min(a["wall"]) for a in found[name]) if name in seconds else None
+        for name in _PEAKS
+    )
+    for name in _PEAKS:
+        seconds.pop(name, None)
+    least = setup["batch"] * sum(_least(plan, step, peak, int8_peak) for step in plan.steps)
+    right = contenders["leanconv"].about["answers"] if reference is None else reference
     rows = {}
     for name, times in seconds.items():
         median, low, high = median_interval(times)
@@ -189,30 +203,45 @@ def _measured(
             1e3 * low,
             1e3 * high,
             setup["batch"] / median,
-            work / median / peak if peak else None,
+            least / median if peak else None,
             *median_interval(ratios),
-            _difference(about["answers"], ours["answers"]),
+            _difference(about["answers"], right),
             about.get("version", ""),
+            sum(sum(a["cpu"]) for a in found[name]) / sum(sum(a["wall"]) for a in found[name]),
         )
     busy = sum(max(0.0, a["others"]) for given in found.values() for a in given)
     wall = sum(sum(a["wall"]) for given in found.values() for a in given)
-    layers = _layers(plan, [a["layers"] for a in found["leanconv"]], setup["batch"], peak)
-    return Measurement(setup["batch"], setup["threads"], rounds, peak, rows, layers, busy / wall)
+    layers = _layers(plan, [a["layers"] for a in found["leanconv"]], setup["batch"], peak, int8_peak)
+    return Measurement(setup["batch"], setup["threads"], rounds, peak, int8_peak, rows, layers, busy / wall)
 
 
-def _difference(given: Sequence[float], ours: Sequence[float]) -> float:
-    largest = max(max(map(abs, ours)), 1e-30)
-    return max(abs(a - b) for a, b in zip(given, ours, strict=True)) / largest
+def _on_bytes(plan: Plan) -> Callable[[Step], bool]:
+    """Whether a step's multiply-adds are of bytes."""
+    return lambda step: plan.values[step.inputs[0]].quant is not None and macs(plan, step) > 0
 
 
-def _layers(plan: Plan, times: Sequence[list[float] | None], batch: int, peak: float | None) -> tuple[Layer, ...]:
+def _least(plan: Plan, step: Step, peak: float | None, int8_peak: float | None) -> float:
+    """Seconds that a burst takes for the multiply-adds of a step, for one image; 0 without a peak."""
+    rate = int8_peak if _on_bytes(plan)(step) else peak
+    return macs(plan, step) / rate if rate else 0.0
+
+
+def _difference(given: Sequence[float], right: Sequence[float]) -> float:
+    largest = max(max(map(abs, right)), 1e-30)
+    return max(abs(a - b) for a, b in zip(given, right, strict=True)) / largest
+
+
+def _layers(
+    plan: Plan, times: Sequence[list[float] | None], batch: int, peak: float | None, int8_peak: float | None
+) -> tuple[Layer, ...]:
     known = [t for t in times if t is not None]
     medians = [statistics.median(column) for column in zip(*known, strict=True)] if known else []
     total = sum(medians)
     made = []
     for place, step in enumerate(plan.steps):
         count, seconds = macs(plan, step), medians[place] if medians else None
-        of_peak = count * batch / seconds / peak if count and seconds and peak else None
+        least = _least(plan, step, peak, int8_peak)
+        of_peak = least * batch / seconds if least and seconds else None
         share = None if seconds is None else seconds / total if total else 0.0
         shape = plan.values[step.output].shape
         made.append(

@@ -18,7 +18,8 @@ class Layer:
         shape: of its output, (height, width, channels).
         macs: multiply-adds an image.
         microseconds: for the whole batch, the median over the rounds; None: not measured.
-        of_peak: its multiply-adds a second by those of the burst; None: it has none, or there is no peak.
+        of_peak: its multiply-adds a second by those of the burst, of bytes where it works on bytes; None: it has none,
+            or there is no peak.
         share: of the time of all steps.
     """
 
@@ -38,10 +39,12 @@ class Measured:
     Attributes:
         median, low, high: milliseconds for the whole batch, with the 95 % interval of the median.
         images_per_second: batch by median.
-        of_peak: the plan's multiply-adds a second by those of the burst; None: there is no peak.
+        of_peak: the time that the bursts would take for the plan's multiply-adds, those on bytes and others, by the
+            median; None: there is no peak.
         ratio, ratio_low, ratio_high: its time by leanconv's, the median over the rounds with its 95 % interval.
-        difference: the largest between its first answers and leanconv's, by the largest of leanconv's.
+        difference: the largest between its first answers and leanconv's (or a reference's), by the largest of these.
         version: of the package.
+        cores: processors that it kept busy during its turns, on average: the threads, unless some of them waited.
     """
 
     median: float
@@ -54,6 +57,7 @@ class Measured:
     ratio_high: float
     difference: float
     version: str
+    cores: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Measurement:
         rounds: turns that each contender had.
         peak: multiply-adds a second of a burst in registers on these threads, the fastest of these rounds; None: there
             is no native library.
+        int8_peak: the same of bytes by bytes; None: the network has none.
         contenders: name -> figures; ``leanconv`` is one.
         layers: leanconv's steps.
         others: cores that other processes kept busy during the turns of all, on average.
@@ -74,6 +79,7 @@ class Measurement:
     threads: int
     rounds: int
     peak: float | None
+    int8_peak: float | None
     contenders: Mapping[str, Measured]
     layers: tuple[Layer, ...]
     others: float
@@ -89,6 +95,7 @@ class Report:
         macs: multiply-adds an image.
         executor: ``native`` or ``numpy``.
         isa: the instruction set; None without native code.
+        path: the way over bytes; None where there are none.
         missing: contender -> the package that is not installed.
         measurements: one for each batch size and number of threads.
     """
@@ -98,6 +105,7 @@ class Report:
     macs: int
     executor: str
     isa: str | None
+    path: str | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     measurements: tuple[Measurement, ...] = ()
 

@@ -21,8 +21,8 @@ examples:
 Every contender is a process of its own, and all take turns in the same rounds, so that whatever else the machine does
 falls on all of them. Times are medians over the rounds with 95 % intervals, for the whole batch; "x ours" is a
 contender's time by that of the file, round by round. The peak is what a burst of multiply-adds in registers reaches in
-the same rounds. openvino runs in float32, torch channels_last, eager and compiled. A contender whose package is missing
-is named and left out. Without torch among the contenders nothing here imports it.
+the same rounds; for steps in int8, a burst of bytes. openvino runs in float32, torch channels_last, eager and compiled.
+A contender whose package is missing is named and left out. Without torch among the contenders nothing here imports it.
 """
 
 
@@ -71,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _told(report: Report) -> str:
-    shape = " x ".join(map(str, report.shape))
-    parts = [f"{report.file}: {shape}, {report.macs:,} MACs an image, {report.executor} {report.isa or ''}".rstrip()]
+    shape, ways = " x ".join(map(str, report.shape)), " ".join(filter(None, (report.isa, report.path)))
+    parts = [f"{report.file}: {shape}, {report.macs:,} MACs an image, {report.executor} {ways}".rstrip()]
     parts += [f"{name} is left out: {package} is not installed" for name, package in report.missing.items()]
     for one in report.measurements:
         parts += ["", _head(one), _contenders(one), "", _layers(one)]
@@ -81,6 +81,7 @@ def _told(report: Report) -> str:
 
 def _head(one: Measurement) -> str:
     peak = "no peak" if one.peak is None else f"peak {one.peak / 1e9:.0f} G MACs a second"
+    peak += f", {one.int8_peak / 1e9:.0f} G of bytes" if one.int8_peak else ""
     busy = f"; other processes took {one.others:.1f} cores" if one.others > 0.1 else ""
     return f"batch {one.batch}, {one.threads} thread{'s' if one.threads > 1 else ''}, {one.rounds} rounds, {peak}{busy}"
 

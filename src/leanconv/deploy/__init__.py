@@ -2,5 +2,7 @@
 
 from leanconv.deploy.exporting import FORMATS as FORMATS
 from leanconv.deploy.exporting import export as export
+from leanconv.deploy.quantisation import Int8 as Int8
+from leanconv.deploy.quantisation import Quantised as Quantised
 from leanconv.deploy.records import Exported as Exported
 from leanconv.deploy.verify import Difference as Difference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -38,11 +38,12 @@ class Reference:
         self._last = {number: last for number, (_, last) in lifetimes(plan.steps, plan.input).items()}
         integers.check(plan, tensors)
 
-    def run(self, batch: Array) -> Array:
+    def run(self, batch: Array, watch: Callable[[int, Array], None] | None = None) -> Array:
         """The network's output.
 
         Args:
             batch: (N, H, W, C), channels last.
+            watch: called with the number and the numbers of each value that a step makes, as it is made.
 
         Returns:
             (N, h, w, c) in the dtype that was asked for.
@@ -52,6 +53,8 @@ class Reference:
             for i, step in enumerate(self.plan.steps):
                 inputs = [held[number] for number in step.inputs]
                 held[step.output] = self._step(step, inputs)
+                if watch is not None:
+                    watch(step.output, held[step.output])
                 for number in {*step.inputs, step.output}:
                     if self._last[number] == i and number != self.plan.output:
                         del held[number]

@@ -1,0 +1,50 @@
+"""The runtime's int8 files beside the int8 of other programs: whole networks at 224 x 224, in turns.
+
+    python benchmarks/runtime_int8.py [--only NAME ...] [--contenders NAME ...] [--batch 1 16] [--threads 1 2]
+        [--rounds 11] [--python PYTHON] [--litert PYTHON] [--avx2] [--folder FOLDER]
+
+`runtime.py` tells how, `conversion.py` how each program's own tools quantise: onnxruntime as QDQ and as QOperator,
+openvino by nncf with symmetric maps and mixed, LiteRT by ai-edge-quantizer. All are calibrated on the same noise; ours
+keeps no layer in float for accuracy's sake, as theirs do not. LiteRT reads and writes bytes, the others float32.
+`leanconv-float` is our float32 file; `difference` is from torch's answers in float32. Shares of the peak are those of
+multiply-adds in float32.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import contending
+
+from leanconv.deploy import Int8
+
+NAMES = ("mobilenet_v1", "efficientnet_lite0", "resnet18")
+KINDS = (
+    "onnxruntime-int8",
+    "onnxruntime-int8-qoperator",
+    "openvino-int8",
+    "openvino-int8-mixed",
+    "litert-int8",
+)
+
+
+def main() -> None:
+    given = contending.parser(__doc__, NAMES, KINDS).parse_args()
+    networks = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(given.folder or temporary)
+        with contending.only_avx2(Path(temporary), given.avx2) as restricted:
+            for name in given.only:
+                try:
+                    files = contending.Files(name, folder, given)
+                except ModuleNotFoundError as error:
+                    print(f"{name} is left out: {error}")
+                    continue
+                ours = files.lean(int8=Int8(max_drop=100), data=files.noise())
+                networks[name] = contending.compared(files, ours, given, more={"leanconv-float": files.lean()})
+    contending.write("runtime_int8", given, {"networks": networks, "restricted": restricted})
+
+
+if __name__ == "__main__":
+    main()

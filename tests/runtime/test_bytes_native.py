@@ -177,7 +177,14 @@ def test_what_does_not_hold_is_refused() -> None:
     Compiled(plan, tensors, 1)
     quantised = [number for number, value in enumerate(plan.values) if value.quant]
     first = next(step for step in plan.steps if step.op == "conv")
-    for quant in (Quant(1e-31, 0), Quant(1e31, 0), Quant(float("nan"), 0), Quant(float("inf"), 0), Quant(1.0, 256), Quant(1.0, -1)):
+    for quant in (
+        Quant(1e-31, 0),
+        Quant(1e31, 0),
+        Quant(float("nan"), 0),
+        Quant(float("inf"), 0),
+        Quant(1.0, 256),
+        Quant(1.0, -1),
+    ):
         refused(with_quant(plan, quantised[1], quant), tensors)
     refused(with_quant(plan, plan.input, Quant(1.0, 0)), tensors)
     refused(with_quant(plan, plan.output, Quant(1.0, 0)), tensors)

@@ -53,9 +53,8 @@ int32_t lc_find_chains(lc_prepared* steps, int64_t count, lc_places* places, con
       if (length) {
         const lc_layer& x = s.layers[0];
         const lc_prepared& before = steps[i + length - 1];
-        const int64_t floats = x.height * x.width * x.channels / (x.quantized ? 4 : 1);
-        if (s.x != before.y || readers[s.x] != 1 || before.second >= 0 || floats < kLargeFloats ||
-            x.quantized != w.layer->quantized || x.quantized) break;
+        if (s.x != before.y || readers[s.x] != 1 || before.second >= 0 || x.height * x.width * x.channels < kLargeFloats) break;
+        if (x.quantized) break;  // maps of bytes are small enough: row by row was slower
       }
       for (int64_t j = 0; j < s.parts; ++j) {
         w.stages[w.stages_count++] = s.layers + j;

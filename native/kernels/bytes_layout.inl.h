@@ -17,7 +17,7 @@ enum {
   kLine = 64,                // bytes
   kManyWeights = 192 << 10,  // bytes beyond which weights are read once for many rows, else rows once for all weights
   kHeldMany = 224 << 10,     // bytes of rows that a thread holds for one reading of many weights
-  kHeldFew = 24 << 10,       // and of few
+  kHeldFew = 160 << 10,       // and of few
   kBehind = 16,              // floats behind a copy, which are read and count for nothing
 };
 

@@ -19,7 +19,7 @@ enum { kDots = 12, kWide = LC_BYTES };
 static void bytes_peak(const lc_burst& burst, int64_t begin, int64_t end) {
   Ints<kWide> sum[kDots] = {};
   int8_t ones[kWide * kParts];
-  for (int i = 0; i < kWide * kParts; ++i) ones[i] = 1;
+  for (int i = 0; i < kWide * kParts; ++i) ones[i] = kParts == 1 || i % 2 == 0;  // bytes, or words
   const Four<kWide> w = load_weights<kWide>(ones);
   const Four<kWide> x = four_of<kWide>(kept_ints<kWide>(Ints<kWide>{} + 0x01010101));
   for (int64_t turn = begin; turn < end; ++turn) {

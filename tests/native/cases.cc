@@ -558,6 +558,7 @@ void channelwises(Run& run) {
 // --- the runtime ----------------------------------------------------------------------------------------------------
 
 #include "engine_cases.inl.h"
+#include "bytes_cases.inl.h"
 
 void bursts(Run& run) {
   for (const int64_t turns : {(int64_t)0, (int64_t)1, (int64_t)1000}) {
@@ -595,7 +596,10 @@ const Family kFamilies[] = {
     {"lc_spread_out lc_gather_in", spreads},
     {"lc_pointwise_scratch lc_pointwise_forward lc_pointwise_backward", pointwises},
     {"lc_channelwise_scratch lc_channelwise_forward lc_channelwise_backward", channelwises},
-    {"lc_engine_new lc_engine_run lc_engine_times lc_engine_free", engines},
+    {"lc_engine_new lc_engine_run lc_engine_times lc_engine_free", [](Run& run) {
+       engines(run);
+       bytes_engines(run);
+     }},
     {"lc_peak", bursts},
 };
 

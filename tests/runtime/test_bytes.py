@@ -187,9 +187,11 @@ def test_sums_that_could_overflow() -> None:
         Reference(plan, {**tensors, "b": np.full(3, 2**31 - 1, np.int32)})
     with pytest.raises(Error, match=r"by their factors must stay below 2\^30"):
         Reference(plan, {**tensors, "s": np.full(3, 1e12, np.float32)})
-    far = with_value(plan, 2, quant=Quant(2.0**-25, 7))
+    far = with_step(with_value(plan, 2, quant=Quant(2.0**-25, 7)), 1, op="activation", tensors={})
     with pytest.raises(Error, match=r"within a factor of 2\^20"):
-        Reference(far, tensors)
+        Reference(far, {})
+    with pytest.raises(Error, match=r"scales of weights must be 0 to 1e30, got -1.0"):
+        Reference(plan, {**tensors, "s": np.full(3, -1, np.float32)})
 
 
 def test_numbers_beyond_the_range_are_clipped_and_no_number_is_the_least() -> None:

@@ -75,31 +75,40 @@ def check(plan: Plan, tensors: Mapping[str, Array]) -> None:
             if any(quants):
                 own = {role: tensors[name] for role, name in part.tensors.items()}
                 try:
-                    _check(plan, part, own, quants, plan.values[part.output].quant)
+                    with np.errstate(over="ignore"):
+                        _check(plan, part, own, quants, plan.values[part.output].quant)
                 except Error as error:
                     raise Error(f"step {i} ({part.layer or part.op}): {error}") from None
 
 
 def _check(plan: Plan, step: Step, own: Tensors, quants: Sequence[Quant | None], made: Quant | None) -> None:
-    scale = made.scale if made is not None and step.act in BOUNDED else 1.0
-    for quant in quants:
-        if quant is not None and quant.scale / scale >= _FACTOR:
-            raise Error(f"scales must be within a factor of 2^20, got {quant.scale} and {scale}")
-    first = quants[0]
-    assert first is not None
+    real = made is None or step.act not in BOUNDED
+    unit = 1.0 if made is None or real else made.scale
+    factors = [_float(quant.scale / unit) for quant in quants if quant is not None]
     if "weight" in own:
-        largest = _largest(step.op, own)
+        scale, largest = own["scale"].astype(np.float64), _largest(step.op, own)
+        if not ((scale >= 0) & (scale <= 1e30)).all():
+            raise Error(f"scales of weights must be 0 to 1e30, got {scale.min()} to {scale.max()}")
         if largest.max() >= _SUM:
             raise Error(f"sums must stay below 2^31, got up to {largest.max()}")
-        _below(float((largest * (own["scale"].astype(np.float64) * first.scale / scale)).max()))
-    if step.op in ("mean", "avg_pool"):
-        height, width, _ = plan.values[step.inputs[0]].shape
-        area = height * width if step.op == "mean" else step.window.size[0] * step.window.size[1]
-        if 255 * area >= _SUM:
-            raise Error(f"sums must stay below 2^31, got {area} bytes")
-        _below(255 * area * first.scale / scale)
-    if step.op == "multiply" and quants[1] is not None:
-        _below(255 * 255 * first.scale * quants[1].scale / scale)
+        _below(float((largest * _float(_scale(quants) * scale / unit).astype(np.float64)).max()))
+    height, width, _ = plan.values[step.inputs[0]].shape
+    area = {"mean": height * width, "avg_pool": step.window.size[0] * step.window.size[1]}.get(step.op, 1)
+    if 255 * area >= _SUM:
+        raise Error(f"sums must stay below 2^31, got {area} bytes")
+    pooled = step.op in ("mean", "avg_pool")
+    if step.op == "concat":
+        checked = factors
+    elif real or pooled or step.op == "multiply":
+        checked = []
+    else:
+        checked = factors[1:] if "weight" in own else factors
+    if checked and not max(checked) < _FACTOR:
+        raise Error(f"scales must be within a factor of 2^20, got {max(checked):.3g}")
+    if pooled and not real:
+        _below(255 * float(factors[0]))
+    if step.op == "multiply" and not real:
+        _below(255 * 255 * float(_float(_scale(quants) * _scale(quants, 1) / unit)))
 
 
 def _largest(op: str, own: Tensors) -> Array:

@@ -221,6 +221,15 @@ def by_torch(
     return held[plan.output].permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def allowed(plan: Plan, tensors: Mapping[str, NDArray[np.float32]], batch: NDArray[np.float32]) -> float:
+    """By how much an executor may differ from float64: twice torch's own error, 4 eps of the largest output, and one
+    rounding of the largest sum of magnitudes, for where terms cancel each other torch may be right by luck."""
+    exact, theirs = (by_torch(plan, tensors, batch, dtype) for dtype in (torch.float64, torch.float32))
+    sizes = by_torch(plan, {name: np.abs(t) for name, t in tensors.items()}, np.abs(batch), torch.float64)
+    eps = float(np.finfo(np.float32).eps)
+    return float(2 * np.abs(theirs - exact).max() + eps * (4 * np.abs(exact).max() + np.abs(sizes).max()))
+
+
 def _padded(x: Tensor, window: Window, value: float = 0.0) -> Tensor:
     top, left, below, right = window.padding
     return F.pad(x, (left, right, top, below), value=value)

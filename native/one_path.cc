@@ -19,6 +19,7 @@ typedef uint8_t Number;  // what layers read
 #include "kernels/bytes_dots.inl.h"
 #include "kernels/bytes_depthwise_tiles.inl.h"
 #include "kernels/bytes_depthwise_any.inl.h"
+#include "kernels/bytes_depthwise_few.inl.h"
 #include "kernels/bytes_depthwise.inl.h"
 #include "kernels/engine_convolution.inl.h"
 #include "kernels/engine_chain.inl.h"

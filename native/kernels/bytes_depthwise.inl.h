@@ -4,7 +4,6 @@
 // Blocks are as wide as a vector, the last one perhaps half as wide, and shifted back so that it is full: its first channels
 // are computed twice, to the same bits. Behind all blocks stands a row of zero points, for rows that are not there.
 
-enum { kNarrow = LC_BYTES == 64 ? 32 : LC_BYTES };  // channels of the narrowest block
 enum Way { kAny, kThree, kThreeTwo, kFive, kFiveTwo };
 
 LC_INLINE bool in_vectors(const lc_layer& l) { return l.groups == 1 && l.channels >= kNarrow; }
@@ -77,6 +76,7 @@ LC_INLINE void each_block(const lc_layer& l, F f) {
   }
 }
 static int64_t blocks_bytes(const lc_layer& l) {
+  if (of_few(l)) return few_bytes(l);
   int64_t size = 0;
   each_block(l, [&](int64_t, int64_t width, int64_t at) { size = at + block_bytes(l, width); });
   return size;
@@ -89,6 +89,8 @@ static int64_t channels_packed(const lc_layer& l) { return ceil_div(blocks_bytes
 static void channels_pack(lc_layer& l) {
   const int64_t taps = l.kernel_height * l.kernel_width, out = l.out_channels, dwords = dwords_of(l);
   int8_t* const packed = (int8_t*)l.packed;
+  __builtin_memset(packed + blocks_bytes(l), l.zero, (size_t)row_of_zeros(l));
+  if (of_few(l)) return few_pack(l, packed);
   each_block(l, [&](int64_t first, int64_t width, int64_t place) {
     int32_t* const starts = (int32_t*)(packed + place);
     float* const factors = (float*)(starts + width);
@@ -109,8 +111,10 @@ static void channels_pack(lc_layer& l) {
       }
     }
   });
-  __builtin_memset(packed + blocks_bytes(l), l.zero, (size_t)row_of_zeros(l));
 }
+
+// Floats of scratch memory behind the table of rows.
+static int64_t channels_scratch(const lc_layer& l) { return of_few(l) ? few_scratch(l) : 0; }
 
 typedef void (*Tiles)(const lc_layer&, const Line&, const int8_t*, int64_t channel);
 
@@ -146,6 +150,8 @@ static void channels_rows(const lc_layer& l, const uint8_t* x, int64_t x_row, in
                           int64_t count, uint8_t* y, int64_t y_row, int64_t y_pixel, const uint8_t** table) {
   const int8_t* const packed = (const int8_t*)l.packed;
   const uint8_t *const none = (const uint8_t*)packed + blocks_bytes(l), *few[2 * kTogether + kMostRows];
+  if (of_few(l))
+    return few_rows(l, none, x, x_row, x_pixel, ring, row, count, y, y_row, y_pixel, (float*)table + table_floats(l));
   const bool any = way_of(l) == kAny, pairs = two_rows(l);
   const int64_t together = any || l.stride_height > 2 ? 1 : (int64_t)kTogether, number = l.y_quantized ? 1 : 4;
   const uint8_t** const rows = any ? table : few;

@@ -1,4 +1,4 @@
-// Depthwise convolutions over bytes of any window, multiplier and number of channels: four rows of the window at a time, column
+// Depthwise convolutions over bytes of any window and multiplier: four rows of the window at a time, column
 // by column.
 
 struct WholeLanes {

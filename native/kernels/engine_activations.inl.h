@@ -27,3 +27,6 @@ LC_INLINE vf finished(vf z) {
   if (act == kHardswish) return z * (bounded(z + 3.0f, 0.0f, 6.0f) * (1.0f / 6));
   return z / (exp_f(-z) + 1.0f);
 }
+
+// Floats of scratch memory for the rows of x under a depthwise layer's kernel, and one more.
+LC_INLINE int64_t table_floats(const lc_layer& l) { return ceil_div((l.kernel_height + 1) * 2, 16) * 16; }

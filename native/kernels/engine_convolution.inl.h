@@ -111,7 +111,9 @@ static void engine_convolution(const lc_work& w, int64_t task, float* memory) {
 // --- depthwise and what follows -------------------------------------------------------------------------------------
 
 LC_INLINE const Number** row_table(float* scratch) { return (const Number**)scratch; }
-LC_INLINE int64_t table_size(const lc_layer& l) { return ceil_div((l.kernel_height + 1) * 2, 16) * 16; }
+LC_INLINE int64_t table_size(const lc_layer& l) {
+  return table_floats(l) + (l.op == LC_DEPTHWISE ? channels_scratch(l) : 0);
+}
 
 static void engine_channels(const lc_work& w, int64_t task, float* scratch) {
   const lc_layer& l = *w.layer;

@@ -11,6 +11,7 @@ LC_INLINE int64_t first_channel(const lc_layer& l, int64_t block) {
   return in_vectors(l) ? least(block * kFloats, l.channels - kFloats) : block * kFloats;
 }
 
+static int64_t channels_scratch(const lc_layer&) { return 0; }
 static int64_t channels_packed(const lc_layer& l) { return channel_blocks(l) * block_size(l); }
 
 static void channels_pack(lc_layer& l) {
@@ -33,6 +34,37 @@ struct SpreadChannels {  // lane v is the input of output channel first + v
     for (int64_t v = 0; v < lanes; ++v) out[v] = p[(first + v) / multiplier];
     return load(out);
   }
+};
+
+// Vectors of all channels, fewer than kFloats: nothing behind them is read or written.
+struct Part {
+#if LC_BYTES == 64 && defined(__AVX512F__)
+  __mmask16 mask;
+  LC_INLINE_MEMBER explicit Part(int64_t n) : mask((__mmask16)((1u << n) - 1)) {}
+  LC_INLINE_MEMBER vf operator()(const float* p) const { return (vf)_mm512_maskz_loadu_ps(mask, p); }
+  LC_INLINE_MEMBER void put(float* p, vf v) const { _mm512_mask_storeu_ps(p, mask, (__m512)v); }
+#elif LC_BYTES == 32 && defined(__AVX2__)
+  __m256i mask;
+  LC_INLINE_MEMBER explicit Part(int64_t n)
+      : mask(_mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))) {}
+  LC_INLINE_MEMBER vf operator()(const float* p) const { return (vf)_mm256_maskload_ps(p, mask); }
+  LC_INLINE_MEMBER void put(float* p, vf v) const { _mm256_maskstore_ps(p, mask, (__m256)v); }
+#else
+  int64_t n;
+  LC_INLINE_MEMBER explicit Part(int64_t count) : n(count) {}
+  LC_INLINE_MEMBER vf operator()(const float* p) const {
+    vf v = {};
+    for (int64_t i = 0; i < n; ++i) v[i] = p[i];
+    return v;
+  }
+  LC_INLINE_MEMBER void put(float* p, vf v) const {
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+  }
+#endif
+};
+struct Whole : Direct {
+  LC_INLINE_MEMBER explicit Whole(int64_t) {}
+  LC_INLINE_MEMBER void put(float* p, vf v) const { store(p, v); }
 };
 
 // One row of y: kernel rows [begin, end) lie inside of x, at rows[k]. Or two rows, where all of both lie inside: the second
@@ -64,11 +96,12 @@ LC_INLINE void add_line(vf (*sum)[kTile], const lc_layer& l, const Line& t, int6
   }
 }
 
-// Outputs [column, column + count), count <= kTile.
-template <int P, int S, bool Border>
+// Outputs [column, column + count), count <= kTile. `Lot`: how a vector of channels lies in memory, Whole or Part.
+template <int P, int S, bool Border, typename Lot>
 static void line_tile(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
   const int64_t base = column * l.stride_width - l.pad_left, blocks = channel_blocks(l), size = block_size(l);
   const int64_t y_pixel = t.y_pixel;
+  const Lot lot(l.channels);
   const float low = l.low, high = l.high;  // stores could change those of the layer, for all the compiler knows
   const float* w = l.packed;
   float* const to = t.y + column * y_pixel;
@@ -76,11 +109,11 @@ static void line_tile(const lc_layer& l, const Line& t, int64_t column, int64_t 
     const int64_t c = first_channel(l, b);
     vf sum[1][kTile];
     set_all<1>(sum, load(w));
-    add_line<P, S, Border>(sum, l, t, base, c, w, Direct{});
+    add_line<P, S, Border>(sum, l, t, base, c, w, lot);
     float* y = to + c;
 #pragma GCC unroll 8
     for (int i = 0; i < kTile; ++i, y += y_pixel)
-      if (!Border || i < count) store(y, bounded(sum[0][i], low, high));
+      if (!Border || i < count) lot.put(y, bounded(sum[0][i], low, high));
   }
 }
 static void line_tile_of_lanes(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
@@ -97,10 +130,11 @@ static void line_tile_of_lanes(const lc_layer& l, const Line& t, int64_t column,
 }
 
 // Two rows of y at once, stride 1: each row of x is read once for both.
-template <int P, bool Border>
+template <int P, bool Border, typename Lot>
 static void two_lines_tile(const lc_layer& l, const Line& t, int64_t column, int64_t count) {
   const int64_t base = column - l.pad_left, blocks = channel_blocks(l), size = block_size(l), inner = l.kernel_height;
   const int64_t y_pixel = t.y_pixel, y_row = t.y_row, w_row = P * kFloats, low = -base, high = l.width - base, step = t.x_pixel;
+  const Lot lot(l.channels);
   const float lowest = l.low, highest = l.high;
   const float* w = l.packed;
   float* const to = t.y + column * y_pixel;
@@ -109,16 +143,16 @@ static void two_lines_tile(const lc_layer& l, const Line& t, int64_t column, int
     const float* taps = w + kFloats;
     vf sum[2][kTile];
     set_all<2>(sum, load(w));
-    add_taps<P, 1, Border, true, false>(sum, t.rows[0] + from, step, taps, taps, low, high, 1, Direct{});
+    add_taps<P, 1, Border, true, false>(sum, t.rows[0] + from, step, taps, taps, low, high, 1, lot);
     for (int64_t k = 1; k < inner; ++k, taps += w_row)
-      add_taps<P, 1, Border, true, true>(sum, t.rows[k] + from, step, taps + w_row, taps, low, high, 1, Direct{});
-    add_taps<P, 1, Border, false, true>(sum, t.rows[inner] + from, step, taps, taps, low, high, 1, Direct{});
+      add_taps<P, 1, Border, true, true>(sum, t.rows[k] + from, step, taps + w_row, taps, low, high, 1, lot);
+    add_taps<P, 1, Border, false, true>(sum, t.rows[inner] + from, step, taps, taps, low, high, 1, lot);
 #pragma GCC unroll 2
     for (int r = 0; r < 2; ++r) {
       float* y = to + r * y_row + c;
 #pragma GCC unroll 8
       for (int i = 0; i < kTile; ++i, y += y_pixel)
-        if (!Border || i < count) store(y, bounded(sum[r][i], lowest, highest));
+        if (!Border || i < count) lot.put(y, bounded(sum[r][i], lowest, highest));
     }
   }
 }
@@ -127,32 +161,40 @@ typedef void (*LineTile)(const lc_layer&, const Line&, int64_t, int64_t);
 struct LineTiles {
   LineTile whole, border;
 };
-template <int P, int S>
+template <int P, int S, typename Lot>
 static LineTiles line_tiles() {
-  return {line_tile<P, S, false>, line_tile<P, S, true>};
+  return {line_tile<P, S, false, Lot>, line_tile<P, S, true, Lot>};
 }
-static LineTiles pick_line_tiles(const lc_layer& l) {
-  if (!in_vectors(l)) return {line_tile_of_lanes, line_tile_of_lanes};
+template <typename Lot>
+static LineTiles line_tiles_of(const lc_layer& l) {
   if (l.dilation_width == 1 && l.stride_width == 1) {
-    if (l.kernel_width == 3) return line_tiles<3, 1>();
-    if (l.kernel_width == 5) return line_tiles<5, 1>();
-    if (l.kernel_width == 7) return line_tiles<7, 1>();
+    if (l.kernel_width == 3) return line_tiles<3, 1, Lot>();
+    if (l.kernel_width == 5) return line_tiles<5, 1, Lot>();
+    if (l.kernel_width == 7) return line_tiles<7, 1, Lot>();
   }
   if (l.dilation_width == 1 && l.stride_width == 2) {
-    if (l.kernel_width == 3) return line_tiles<3, 2>();
-    if (l.kernel_width == 5) return line_tiles<5, 2>();
-    if (l.kernel_width == 7) return line_tiles<7, 2>();
+    if (l.kernel_width == 3) return line_tiles<3, 2, Lot>();
+    if (l.kernel_width == 5) return line_tiles<5, 2, Lot>();
+    if (l.kernel_width == 7) return line_tiles<7, 2, Lot>();
   }
-  return {line_tile<1, 1, true>, line_tile<1, 1, true>};
+  return {line_tile<1, 1, true, Lot>, line_tile<1, 1, true, Lot>};
+}
+static LineTiles pick_line_tiles(const lc_layer& l) {
+  if (l.groups > 1) return {line_tile_of_lanes, line_tile_of_lanes};
+  return in_vectors(l) ? line_tiles_of<Whole>(l) : line_tiles_of<Part>(l);
 }
 
 // Of two rows; null where one at a time is what there is: so many sums need 32 registers.
+template <typename Lot>
+static LineTiles two_lines_tiles_of(const lc_layer& l) {
+  if (l.kernel_width == 3) return {two_lines_tile<3, false, Lot>, two_lines_tile<3, true, Lot>};
+  if (l.kernel_width == 5) return {two_lines_tile<5, false, Lot>, two_lines_tile<5, true, Lot>};
+  return {nullptr, nullptr};
+}
 static LineTiles pick_two_lines_tiles(const lc_layer& l) {
 #if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_BASELINE))
-  if (in_vectors(l) && l.dilation_width == 1 && l.dilation_height == 1 && l.stride_width == 1 && l.stride_height == 1) {
-    if (l.kernel_width == 3) return {two_lines_tile<3, false>, two_lines_tile<3, true>};
-    if (l.kernel_width == 5) return {two_lines_tile<5, false>, two_lines_tile<5, true>};
-  }
+  if (l.groups == 1 && l.dilation_width == 1 && l.dilation_height == 1 && l.stride_width == 1 && l.stride_height == 1)
+    return in_vectors(l) ? two_lines_tiles_of<Whole>(l) : two_lines_tiles_of<Part>(l);
 #endif
   (void)l;
   return {nullptr, nullptr};

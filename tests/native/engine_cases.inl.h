@@ -111,6 +111,8 @@ void engine_steps(Run& run) {
         }
   one_step(run, "", 16, 15, 20, 1, 1, 20, 5, 1, 2);
   one_step(run, "", 16, 15, 20, 1, 1, 20, 5, 2, 2);
+  for (int64_t channels = 1; channels < 16; ++channels)
+    one_step(run, "few ", 7, 12, channels, 1, 1, channels, 2 + channels % 6, 1 + channels % 3, 1 + channels % 6 / 2);
   one_step(run, "", 5, 5, 512, 0, 1, 20);
   one_step(run, "", 7, 6, 12, 0, 1, 6, 3, 1, 1, 1, 3);
   one_step(run, "", 5, 3, 7, 2, 2, 40);

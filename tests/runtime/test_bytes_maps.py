@@ -136,6 +136,34 @@ def test_depthwise_of_any_window(data: st.DataObject) -> None:
     plan.holds(draw(st.integers(1, 2)), draw(st.integers(1, 3)))
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_depthwise_of_few_channels(stride: int, data: st.DataObject) -> None:
+    draw: Any = data.draw
+    side = st.integers(1, 40)
+    shape = (draw(st.integers(1, 12)), draw(side), draw(st.integers(1, 31)))
+    plan = Bytes(shape, draw(st.integers(0, 2**32 - 1)), draw(ZEROS))
+    size = (draw(st.integers(2, 7)),) * 2 if draw(st.booleans()) else (draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+    act, quant = draw(st.sampled_from(ACTIVATIONS)), plan.like(1, draw(ZEROS))
+    plan.depthwise(
+        1,
+        window(draw, shape, size, stride, draw(st.sampled_from((1, 1, 2)))),
+        1,
+        draw(st.sampled_from((quant, None))),
+        act,
+    )
+    plan.holds(draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+
+
+@pytest.mark.parametrize("size", [16, 17])
+@pytest.mark.parametrize("stride", [1, 16, 17])
+def test_depthwise_of_few_channels_under_a_large_window(size: int, stride: int) -> None:
+    plan = Bytes((20, 37, 6), size + stride, 90)
+    plan.depthwise(1, Window((size, size), (stride, stride), (3, 4, 5, 6)), 1, plan.like(1, 70), "none")
+    plan.holds(2, 2)
+
+
 @pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())

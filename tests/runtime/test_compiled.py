@@ -99,6 +99,13 @@ DEPTHWISE = [
     ((7, 7, 9), 2, square(3)),
     ((7, 7, 40), 3, square(5, 2)),
     ((2, 2, 20), 1, square(5)),
+    *(((6, 11, channels), 1, square(2 + channels % 6, 1 + channels % 3)) for channels in range(1, 16)),
+    *(
+        ((11, 19, channels), 1, square(size, stride))
+        for channels in (3, 8, 13)
+        for size in (3, 5, 7)
+        for stride in (1, 2)
+    ),
 ]
 
 

@@ -196,7 +196,8 @@ def compared(
     cells = [_cell(files.name, one) for one in told.measurements]
     for contender, package in missing.items():
         print(f"  {contender} is left out: {package} is not installed")
-    return {"macs": told.macs, "executor": told.executor, "isa": told.isa, "missing": missing, "cells": cells}
+    how = {"executor": told.executor, "isa": told.isa, "path": told.path}
+    return {"macs": told.macs, **how, "missing": missing, "cells": cells}
 
 
 def _words(files: Files, kind: str, setup: Mapping[str, Any]) -> list[str] | None:
@@ -233,10 +234,13 @@ def _cell(name: str, one: Any) -> dict[str, Any]:
         if not n.startswith("leanconv") and ("int8" in n or row.difference <= AGREES)
     }
     best = min(rest, key=lambda n: rest[n].median, default=None)
+    # Where other processes run, the system may leave two threads on one processor.
+    waited = [n for n, row in one.contenders.items() if row.cores < 0.7 * one.threads]
     print(f"{name}, batch {one.batch}, {one.threads} threads; others took {one.others:.2f} cores", flush=True)
     for n, row in one.contenders.items():
         share = f"{100 * row.of_peak:5.1f} % of peak" if row.of_peak else ""
         odd = "" if n in rest or n.startswith("leanconv") else ", other answers"
+        odd += ", threads waited" if n in waited else ""
         print(
             f"  {n:26} {row.median:8.2f} ms  {row.ratio:5.2f} x ours  {row.cores:4.2f} cores  "
             f"difference {row.difference:.0e}{odd}  {share}",
@@ -246,7 +250,9 @@ def _cell(name: str, one: Any) -> dict[str, Any]:
         "batch": one.batch,
         "threads": one.threads,
         "peak": one.peak,
+        "int8_peak": one.int8_peak,
         "others": round(one.others, 2),
+        "waited": waited,
         "best_other": best,
         "ratio_to_best": round(1 / rest[best].ratio, 3) if best else None,
         "contenders": rows,

@@ -6,8 +6,8 @@
 `runtime.py` tells how, `conversion.py` how each program's own tools quantise: onnxruntime as QDQ and as QOperator,
 openvino by nncf with symmetric maps and mixed, LiteRT by ai-edge-quantizer. All are calibrated on the same noise; ours
 keeps no layer in float for accuracy's sake, as theirs do not. LiteRT reads and writes bytes, the others float32.
-`leanconv-float` is our float32 file; `difference` is from torch's answers in float32. Shares of the peak are those of
-multiply-adds in float32.
+`leanconv-float` is our float32 file, `difference` is from torch's answers in float32. The peak is that of our file's
+steps, in bytes.
 """
 
 from __future__ import annotations

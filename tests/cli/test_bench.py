@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,26 @@ def test_only_lean_files(capsys: Capture) -> None:
 def test_a_contender_that_fails_is_an_error(file: Path) -> None:
     with pytest.raises(Error, match="broken: its process must answer, got its end with code 3"):
         measure(file, rounds=1, commands=lambda _: {"broken": [sys.executable, "-c", "raise SystemExit(3)"]})
+
+
+def test_answers_are_compared_with_a_reference(file: Path) -> None:
+    code = """
+import sys
+from leanconv.benchmarking import turns
+turns.serve(lambda: sum(range(10**5)), {"version": "7", "answers": [1.0, 2.0, 4.0, 3.0, 0.0]})
+"""
+    asked = []
+
+    def reference(setup: Mapping[str, Any]) -> list[float]:
+        asked.append(dict(setup))
+        return [1.0, 2.0, 3.0, 4.0, 0.0]
+
+    report = measure(file, rounds=2, commands=lambda _: {"busy": [sys.executable, "-c", code]}, reference=reference)
+    assert asked == [{"batch": 1, "shape": (3, 8, 8), "threads": 1}]
+    rows = report.measurements[0].contenders
+    assert (rows["busy"].difference, rows["busy"].version) == (0.25, "7")
+    assert rows["leanconv"].difference > 0
+    assert 0 < rows["busy"].cores < 1.5
 
 
 def test_no_torch_is_imported(file: Path) -> None:

@@ -77,11 +77,11 @@ struct Panel {
 // `before` is read from the second turn on, which the compiler does not see.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-// Not inlined: among all the other tiles its pointers would not stay in registers. `Ahead`: with every term a cache line
-// from `ahead` on is fetched, which costs 4 % of a tile.
-template <int R, int V, bool Ahead>
+// Not inlined: among all the other tiles its pointers would not stay in registers. With every term a cache line is fetched,
+// from `ahead` on, `stride` further each time; a twin that fetches nothing made whole networks slower.
+template <int R, int V>
 static __attribute__((noinline)) void tile_product(const Panel& p, const float* x, float* y, const float* second,
-                                                   const char* ahead) {
+                                                   const char* ahead, int64_t stride) {
   vf sum[R][V];
   float before[R][V][kFloats], none[V * kFloats];
   const float *b = p.weights, *start = p.bias;
@@ -97,10 +97,8 @@ static __attribute__((noinline)) void tile_product(const Panel& p, const float* 
     for (int64_t tap = first; tap < end; ++tap) {
       const float *x0 = x + p.offsets[tap] + from, *x1 = x0 + 5 * step, *x2 = x1 + 5 * step;
       for (int64_t k = some; k > 0; --k, b += V * kFloats) {
-        if constexpr (Ahead) {
-          __builtin_prefetch(ahead, 0, 2);
-          ahead += kLine;
-        }
+        __builtin_prefetch(ahead, 0, 2);
+        ahead += stride;
         vf w[V];
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) w[v] = load(b + v * kFloats);
@@ -155,11 +153,11 @@ static __attribute__((noinline)) void tile_product(const Panel& p, const float* 
 #pragma GCC diagnostic pop
 
 template <int V>
-LC_INLINE void tile_of_rows(int rows, const Panel& p, const float* x, float* y, const float* second, const char* ahead) {
-  if (ahead && rows == kTall) return tile_product<kTall, V, true>(p, x, y, second, ahead);
+LC_INLINE void tile_of_rows(int rows, const Panel& p, const float* x, float* y, const float* second, const char* ahead,
+                            int64_t stride) {
   switch (rows) {
 #define LC_ROWS(r) \
-  case r: return tile_product<r, V, false>(p, x, y, second, ahead);
+  case r: return tile_product<r, V>(p, x, y, second, ahead, stride);
     LC_ROWS(1) LC_ROWS(2) LC_ROWS(3) LC_ROWS(4) LC_ROWS(5) LC_ROWS(6)
 #if LC_BYTES == 64 || (defined(__aarch64__) && !defined(LC_BASELINE))
     LC_ROWS(7) LC_ROWS(8) LC_ROWS(9) LC_ROWS(10) LC_ROWS(11) LC_ROWS(12) LC_ROWS(13) LC_ROWS(14)
@@ -182,10 +180,11 @@ struct Pixels {
 // Weights [from, to) of a panel's successors, fetched from afar while tiles are multiplied.
 struct Fetch {
   const char *at, *end;
-  LC_INLINE_MEMBER const char* take(int64_t lines) {
-    if (at >= end) return nullptr;
+  LC_INLINE_MEMBER const char* take(int64_t lines, int64_t* stride) {
+    const bool some = at < end;
     const char* from = at;
-    at += lines * kLine;
+    at += some ? lines * kLine : 0;
+    *stride = some ? (int64_t)kLine : 0;
     return from;
   }
 };
@@ -201,11 +200,12 @@ static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* off
     p.columns = least(kPanel, out - n);
     const float* x = r.x + line * r.x_line + from * r.step + group * in;
     const int64_t at = line * r.y_line + from * r.y_row + group * out + n;
-    const char* ahead = fetch.take(length);
+    int64_t stride;
+    const char* ahead = fetch.take(length, &stride);
     if (p.columns > kFloats)
-      tile_of_rows<2>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead);
+      tile_of_rows<2>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead, stride);
     else
-      tile_of_rows<1>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead);
+      tile_of_rows<1>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead, stride);
     if (l.act > kRelu6) finish(l.act, r.y + at, count, r.y_row, p.columns);
   };
   const int64_t group = begin / per_group, first = begin % per_group * kPanel;

@@ -365,3 +365,38 @@ def test_without_native_code_there_is_an_error(monkeypatch):
     monkeypatch.setenv("LEANCONV_NATIVE", "0")
     with pytest.raises(Error, match="needs the native library"):
         Compiled(small_network().plan(), small_network().tensors)
+
+
+def moved(array):
+    """The same numbers, one byte off."""
+    memory = np.zeros(array.nbytes + 1, np.uint8)
+    found = memory[1:].view(array.dtype).reshape(array.shape)
+    found[...] = array
+    return found
+
+
+def test_numbers_that_begin_anywhere_are_copied_first(monkeypatch):
+    writer = small_network()
+    plan, x = writer.plan(), np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    right = Compiled(plan, writer.tensors, 1).run(x)
+    seen = []
+
+    def engine(library, values, steps, *rest, **more):
+        seen.extend(address for step in steps for address in (step.weight, step.bias) if address)
+        return _native.Engine(library, values, steps, *rest, **more)
+
+    monkeypatch.setattr("leanconv.runtime.compiled._native", _Spied(engine))
+    compiled = Compiled(plan, {name: moved(tensor) for name, tensor in writer.tensors.items()}, 1)
+    assert seen
+    assert all(address % 4 == 0 for address in seen)
+    np.testing.assert_array_equal(compiled.run(moved(x)), right)
+
+
+class _Spied:
+    """The native package with another way to make engines."""
+
+    def __init__(self, engine):
+        self.Engine = engine
+
+    def __getattr__(self, name):
+        return getattr(_native, name)

@@ -74,7 +74,7 @@ class Compiled:
         """
         if batch.ndim != 4 or batch.shape[1:] != tuple(self._in) or batch.shape[0] == 0 or batch.dtype != np.float32:
             raise Error(f"runtime: the batch must be float32 (N, {_told(self._in)}), got {batch.dtype} {batch.shape}")
-        x = np.ascontiguousarray(batch)
+        x = _lying(batch)
         y = np.empty((x.shape[0], *self._out), np.float32)
         self._engine.run(x.shape[0], (x.size, y.size), (x.ctypes.data, y.ctypes.data))
         return y
@@ -135,7 +135,7 @@ class _Held:
         wanted = self._shape(step, role)
         if tensor.shape != wanted:
             raise Error(f"runtime: tensor {name!r} of {step.op} must have shape {wanted}, got {tensor.shape}")
-        whole = np.ascontiguousarray(tensor)
+        whole = _lying(tensor)
         self._alive.append(whole)
         return whole
 
@@ -155,6 +155,11 @@ class _Held:
             if step.op == "depthwise"
             else (out, *step.window.size, channels // max(1, step.groups))
         )
+
+
+def _lying(array: Array) -> Array:
+    """One after another, each number where the processor wants it: in a file they may begin anywhere."""
+    return np.require(array, requirements=("C", "A"))
 
 
 def _number(value: int) -> int:

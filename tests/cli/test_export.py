@@ -152,3 +152,49 @@ def test_bad_words_of_int8(words: list[str], sentence: str, capsys: Capture) -> 
     assert main(["export", "runs/a", "--output", "d.lean", *words]) == 2
     assert sentence in capsys.readouterr().err
     assert not Path("d.lean").exists()
+
+
+def test_a_network_of_ones_own(capsys: Capture) -> None:
+    words = [
+        "export",
+        "leanconv.models:small",
+        "--input",
+        "3,32,32",
+        "--option",
+        "num_classes=4",
+        "--output",
+        "own.lean",
+    ]
+    assert main([*words, "--mean", "0.5,0.4,0.3", "--std", "0.2,0.2,0.1"]) == 0
+    assert "the rule holds" in capsys.readouterr().out
+    with runtime.load("own.lean") as engine:
+        assert engine.input_shape == (3, 32, 32)
+        picture = engine.plan.picture
+        assert picture is not None
+        assert (picture.mean, picture.std, picture.mode) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1), "RGB")
+        assert engine.output_shape == (4,)
+    assert main([*words, "--overwrite"]) == 0
+    with runtime.load("own.lean") as engine:
+        assert engine.plan.picture is None
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["nothing"], "the network must be the folder of a run or package.module:attribute, got 'nothing'"),
+        (["leanconv.models:small", "--mean", "1,1,1"], "--mean and --std must be given together, got one of them"),
+        (
+            ["leanconv.models:small", "--mean", "1,1", "--std", "1,1,1"],
+            "--mean must be 3 numbers with commas between them",
+        ),
+        (["leanconv.models:small", "--input", "3,32,48", "--mean", "1", "--std", "1"], "--mean is for square photos"),
+        (["runs/a", "--mean", "1,1,1"], "--mean goes with a MODEL, got the run runs/a"),
+        (["runs/a", "--weights", "x.safetensors"], "--weights goes with a MODEL, got the run runs/a"),
+    ],
+)
+def test_bad_words_of_networks(words: list[str], sentence: str, capsys: Capture) -> None:
+    assert main(["export", *words, "--output", "bad.lean"]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert "Traceback" not in err
+    assert not Path("bad.lean").exists()

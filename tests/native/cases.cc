@@ -567,13 +567,14 @@ void bursts(Run& run) {
     run.good &= *burst.out == 12.0f && burst.count >= turns * 48;
     run.done("burst " + std::to_string(turns), failure);
   }
-  for (int32_t path = 0; lc_path_supported(path); ++path) {
-    lc_burst burst = {sizeof(lc_burst), run.isa, 1000, 0, run.result<float>(1), path, 0};
-    const int32_t failure = lc_peak(&burst);
-    run.good &= (*burst.out == 48000.0f || *burst.out == 0) && burst.count >= 1000 * 192;
-    run.done("burst of bytes " + std::to_string(path), failure);
-  }
   float out;
+  for (int32_t path = 0; path < 6; ++path) {  // as many cases on every machine
+    lc_burst burst = {sizeof(lc_burst), run.isa, 1000, 0, &out, path, 0};
+    const bool there = lc_path_supported(path);
+    const int32_t failure = lc_peak(&burst);
+    run.good &= !there || ((out == 48000.0f || out == 0) && burst.count >= 1000 * 192);
+    run.done("burst of bytes " + std::to_string(path), failure, there ? LC_OK : LC_BAD_ISA);
+  }
   lc_burst unknown = {sizeof(lc_burst), run.isa, 1, 0, &out, 99, 0};
   run.done("refused burst", lc_peak(&unknown), LC_BAD_ISA);
   for (const int64_t turns : {(int64_t)-1, ((int64_t)1 << 40) + 1}) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leanconv.surgery import Certificate
     from leanconv.training.checkpoint import Header
 
-__all__ = ["Subject", "configure", "finish", "open_subject"]
+__all__ = ["Subject", "configure", "configure_model", "finish", "is_run", "open_model", "open_subject"]
 
 BATCH = 64
 
@@ -68,11 +68,16 @@ def configure(parser: argparse.ArgumentParser, data: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, write nothing")
     parser.add_argument("--data", metavar="DATA", help=f"images as of `leanconv train`: {data}")
     parser.add_argument("--images", type=int, default=1024, metavar="N", help="of them to calibrate on (default: 1024)")
+    configure_model(parser)
+    parser.add_argument("--no-latency", action="store_true", help="do not time the two networks")
+    parser.add_argument("--json", action="store_true", help="print the certificate as JSON")
+
+
+def configure_model(parser: argparse.ArgumentParser) -> None:
+    """The words that go with a MODEL."""
     parser.add_argument("--weights", metavar="FILE|package:attribute", help="trained weights of a MODEL")
     parser.add_argument("--input", metavar="C,H,W", help="of a MODEL, one image (default: 3,224,224)")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of a MODEL's builder")
-    parser.add_argument("--no-latency", action="store_true", help="do not time the two networks")
-    parser.add_argument("--json", action="store_true", help="print the certificate as JSON")
 
 
 def open_subject(arguments: argparse.Namespace, command: str) -> Subject:
@@ -89,11 +94,20 @@ def open_subject(arguments: argparse.Namespace, command: str) -> Subject:
         from leanconv.training import folder
 
         folder.choose(arguments.output, arguments.overwrite)
-    is_run = Path(arguments.network).is_dir()
-    for word in ("weights", "input", "option"):
-        if is_run and getattr(arguments, word):
+    return _of_run(arguments) if is_run(arguments, command) else _of_model(arguments, command)
+
+
+def is_run(arguments: argparse.Namespace, command: str, words: Sequence[str] = ("weights", "input", "option")) -> bool:
+    """Whether the network is a run.
+
+    Raises:
+        Error: it is, and one of the words was given that go with a MODEL.
+    """
+    found = Path(arguments.network).is_dir()
+    for word in words:
+        if found and getattr(arguments, word):
             raise Error(f"{command}: --{word} goes with a MODEL, got the run {arguments.network}")
-    return _of_run(arguments) if is_run else _of_model(arguments, command)
+    return found
 
 
 def _of_run(arguments: argparse.Namespace) -> Subject:
@@ -108,15 +122,21 @@ def _of_run(arguments: argparse.Namespace) -> Subject:
     return Subject(run.model, example, run.header, str(run.folder), images)
 
 
-def _of_model(arguments: argparse.Namespace, command: str) -> Subject:
+def open_model(arguments: argparse.Namespace, command: str) -> tuple[nn.Module, Tensor, list[Tensor]]:
+    """The network that ``package.module:attribute`` and the words of :func:`configure_model` name.
+
+    Returns:
+        The network in eval mode, one input, and what it gives for that.
+
+    Raises:
+        Error: there is no such network, or the input or the weights do not fit it.
+    """
     import torch
 
     from leanconv import models
     from leanconv.cli.cost import setting, sizes
     from leanconv.measure import outputs
-    from leanconv.recipe import Model, Recipe
     from leanconv.training import weights
-    from leanconv.training.checkpoint import Header
 
     channels, height, width = sizes("--input", arguments.input or "3,224,224", 3)
     shape = (channels, height, width)
@@ -131,10 +151,22 @@ def _of_model(arguments: argparse.Namespace, command: str) -> Subject:
         raise Error(
             f"{command}: an input of {arguments.input or '3,224,224'} must fit the network, got {reason}"
         ) from None
-    if len(found) != 1 or found[0].dim() != 2:
-        raise Error(f"{command}: the network must give (N, classes), got {[tuple(t.shape) for t in found]}")
     if arguments.weights is not None:
         weights.fit(model, weights.read(arguments.weights), example, arguments.weights)
+    return model, example, list(found)
+
+
+def _of_model(arguments: argparse.Namespace, command: str) -> Subject:
+    from leanconv.cli.cost import setting
+    from leanconv.recipe import Model, Recipe
+    from leanconv.training.checkpoint import Header
+
+    model, example, found = open_model(arguments, command)
+    if len(found) != 1 or found[0].dim() != 2:
+        raise Error(f"{command}: the network must give (N, classes), got {[tuple(t.shape) for t in found]}")
+    options = dict(setting(text) for text in arguments.option)
+    channels, height, width = example.shape[1:]
+    shape = (channels, height, width)
     recipe = Recipe(Model(arguments.network, options, arguments.weights))
     classes = tuple(str(number) for number in range(found[0].shape[1]))
     header = Header(recipe.to_dict(), classes, shape, (0.0,) * shape[0], (1.0,) * shape[0], 0, "")

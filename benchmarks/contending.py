@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,6 +199,27 @@ def compared(
         print(f"  {contender} is left out: {package} is not installed")
     how = {"executor": told.executor, "isa": told.isa, "path": told.path}
     return {"macs": told.macs, **how, "missing": missing, "cells": cells}
+
+
+def each(
+    given: argparse.Namespace, made: Callable[[Files], dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The record of every network that was asked for, and the variables that hide instruction sets.
+
+    Args:
+        given: of :func:`parser`.
+        made: makes a network's record; one that cannot be built is named and left out.
+    """
+    networks = {}
+    with tempfile.TemporaryDirectory() as temporary, only_avx2(Path(temporary), given.avx2) as restricted:
+        for name in given.only:
+            try:
+                files = Files(name, Path(given.folder or temporary), given)
+            except ModuleNotFoundError as error:
+                print(f"{name} is left out: {error}")
+                continue
+            networks[name] = made(files)
+    return networks, restricted
 
 
 def _words(files: Files, kind: str, setup: Mapping[str, Any]) -> list[str] | None:

@@ -12,14 +12,16 @@ training did not keep them apart.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import bench
-import int8_networks
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import leanconv
+from int8_plans import unequal
 from leanconv import recipe, training
 from leanconv.deploy.quantisation import Int8, Samples, quantise
 from leanconv.deploy.quantisation.samples import chosen
@@ -90,9 +92,7 @@ def main() -> None:
             measured(plan, tensors, samples, name, base)
             if name == "hardswish":  # it lets no factors through
                 continue
-            measured(
-                *int8_networks.unequal(plan, tensors, POWERS), samples, f"{name}, unequal", base | {"powers": POWERS}
-            )
+            measured(*unequal(plan, tensors, POWERS), samples, f"{name}, unequal", base | {"powers": POWERS})
 
 
 if __name__ == "__main__":

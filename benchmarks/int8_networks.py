@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
 from torch import Tensor, nn
 
-from leanconv.deploy.quantisation.equalisation import links
-from leanconv.deploy.quantisation.weights import spread
-from leanconv.runtime.plan import Plan, Step
-
-__all__ = ["mobilenet_v2", "unequal"]
+__all__ = ["mobilenet_v2"]
 
 
 def mobilenet_v2(num_classes: int = 10, in_chans: int = 3, width: float = 0.5, act: str = "relu6") -> nn.Module:
@@ -49,26 +40,3 @@ def _unit(
 ) -> list[nn.Module]:
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(outputs), *([] if kind is None else [kind()])]
-
-
-def unequal(plan: Plan, tensors: Mapping[str, Any], powers: int, seed: int = 0) -> tuple[Plan, dict[str, Any]]:
-    """The same function with channels of very unequal sizes; relu6 is taken for relu, which alone lets them be.
-
-    Channels between two layers are multiplied by 2^e, e drawn from -powers to powers, and what reads them divides.
-    """
-    random = np.random.default_rng(seed)
-
-    def plain(step: Step) -> Step:
-        return replace(step, act=step.act.replace("relu6", "relu"), parts=tuple(map(plain, step.parts)))
-
-    plan, made = replace(plan, steps=tuple(map(plain, plan.steps))), dict(tensors)
-    for link in links(plan):
-        first, second = link.first.tensors, link.second.tensors
-        bias, weight = made[first["bias"]], made[first["weight"]]
-        f = (2.0 ** random.integers(-powers, powers + 1, len(bias))).astype(np.float32)
-        made[first["weight"]] = weight * (
-            f if link.first.op == "depthwise" else f.reshape(-1, *(1,) * (weight.ndim - 1))
-        )
-        made[first["bias"]] = bias * f
-        made[second["weight"]] = made[second["weight"]] / spread(link.second, f, made[second["weight"]])
-    return plan, made

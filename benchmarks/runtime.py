@@ -15,9 +15,7 @@ them see a processor without AVX-512 and AMX.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import contending
@@ -39,17 +37,7 @@ def dense_by_separable(networks: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     given = contending.parser(__doc__, contending.NAMES, KINDS).parse_args()
-    networks = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(given.folder or temporary)
-        with contending.only_avx2(Path(temporary), given.avx2) as restricted:
-            for name in given.only:
-                try:
-                    files = contending.Files(name, folder, given)
-                except ModuleNotFoundError as error:
-                    print(f"{name} is left out: {error}")
-                    continue
-                networks[name] = contending.compared(files, files.lean(), given)
+    networks, restricted = contending.each(given, lambda files: contending.compared(files, files.lean(), given))
     ratios = dense_by_separable(networks)
     for ratio in ratios:
         print("dense by separable", json.dumps(ratio))

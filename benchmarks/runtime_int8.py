@@ -12,8 +12,7 @@ steps, in bytes.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+from typing import Any
 
 import contending
 
@@ -31,18 +30,12 @@ KINDS = (
 
 def main() -> None:
     given = contending.parser(__doc__, NAMES, KINDS).parse_args()
-    networks = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(given.folder or temporary)
-        with contending.only_avx2(Path(temporary), given.avx2) as restricted:
-            for name in given.only:
-                try:
-                    files = contending.Files(name, folder, given)
-                except ModuleNotFoundError as error:
-                    print(f"{name} is left out: {error}")
-                    continue
-                ours = files.lean(int8=Int8(max_drop=100), data=files.noise())
-                networks[name] = contending.compared(files, ours, given, more={"leanconv-float": files.lean()})
+
+    def compared(files: contending.Files) -> dict[str, Any]:
+        ours = files.lean(int8=Int8(max_drop=100), data=files.noise())
+        return contending.compared(files, ours, given, more={"leanconv-float": files.lean()})
+
+    networks, restricted = contending.each(given, compared)
     contending.write("runtime_int8", given, {"networks": networks, "restricted": restricted})
 
 

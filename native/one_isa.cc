@@ -21,6 +21,7 @@ namespace {
 #include "kernels/peak.inl.h"
 #include "kernels/engine_activations.inl.h"
 typedef float Number;  // what layers of the runtime read
+#include "kernels/engine_rows.inl.h"
 #include "kernels/engine_product.inl.h"
 #include "kernels/engine_depthwise.inl.h"
 #include "kernels/engine_convolution.inl.h"

@@ -11,6 +11,7 @@ namespace {
 #include "kernels/engine_activations.inl.h"
 typedef uint8_t Number;  // what layers read
 #include "kernels/bytes_layout.inl.h"
+#include "kernels/engine_rows.inl.h"
 #include "kernels/bytes_epilogue.inl.h"
 #include "kernels/bytes_finish.inl.h"
 #include "kernels/bytes_quads.inl.h"

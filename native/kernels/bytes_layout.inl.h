@@ -111,25 +111,3 @@ struct Panel {
   int64_t y_row;
   int64_t columns;
 };
-
-// Rows of pixels: `lines` of `count`; in x and y a line and a pixel are so many numbers apart.
-struct Pixels {
-  const uint8_t* x;
-  int64_t x_line, step;
-  float* y;
-  const float* second;
-  int64_t y_line, y_row;
-  int64_t lines, count;
-};
-
-// Weights [from, to) of a panel's successors, fetched from afar while tiles are multiplied.
-struct Fetch {
-  const char *at, *end;
-  LC_INLINE_MEMBER const char* take(int64_t lines, int64_t* stride) {
-    const bool some = at < end;
-    const char* from = at;
-    at += some ? lines * kLine : 0;
-    *stride = some ? (int64_t)kLine : 0;
-    return from;
-  }
-};

@@ -61,7 +61,7 @@ static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* off
 #if defined(LC_PATH_amx)
   if (in_tiles(l, r)) return multiply_tiles(l, r, offsets, begin, end);
 #endif
-  const int64_t out = l.out_channels / l.groups, in = l.channels / l.groups, per_group = group_panels(l);
+  const int64_t out = l.out_channels / l.groups, in = l.channels / l.groups;
   const int64_t length = sum_length(l), wide = padded(out);
   const int8_t* const packed = (const int8_t*)l.packed;
   Panel p = {nullptr, nullptr, nullptr, offsets, l.taps, stretch(l) / 4, r.step, r.y_row, 0};
@@ -80,27 +80,5 @@ static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* off
       sums_of_rows<1>(count, p, x, sums, ahead, stride);
     pick_finish(l, p.columns, r.second)(l, p, sums, count, (uint8_t*)moved(l, r.y, at), (const uint8_t*)moved(l, r.second, at));
   };
-  const int64_t group = begin / per_group, first = begin % per_group * kPanel;
-  if (length * (end - begin) * kPanel <= kManyWeights) {
-    Fetch fetch = {(const char*)packed, (const char*)packed};
-    for (int64_t line = 0; line < r.lines; ++line)
-      each_height<kTall>(r.count, [&](int64_t from, int count) {
-        for (int64_t left = end - begin, g = group, n = first; left > 0; --left) {
-          tile(g, n, line, from, count, fetch);
-          n += kPanel;
-          if (n >= out) n = 0, ++g;
-        }
-      });
-    return;
-  }
-  const char* last = (const char*)(packed + l.groups * wide * length);
-  for (int64_t left = end - begin, g = group, n = first; left > 0; --left) {
-    const char* next = (const char*)(packed + (g * wide + n + kPanel) * length);
-    Fetch fetch = {next, next + length * kPanel};
-    if (fetch.end > last) fetch.end = last;
-    for (int64_t line = 0; line < r.lines; ++line)
-      each_height<kTall>(r.count, [&](int64_t from, int count) { tile(g, n, line, from, count, fetch); });
-    n += kPanel;
-    if (n >= out) n = 0, ++g;
-  }
+  each_tile(r, {(const char*)packed, length, l.groups, wide, out}, begin, end, length * (end - begin) * kPanel <= kManyWeights, tile);
 }

@@ -167,31 +167,9 @@ LC_INLINE void tile_of_rows(int rows, const Panel& p, const float* x, float* y, 
   }
 }
 
-// Rows of pixels: `lines` of `count`; in x and y a line and a pixel are so many floats apart.
-struct Pixels {
-  const float* x;
-  int64_t x_line, step;
-  float* y;
-  const float* second;
-  int64_t y_line, y_row;
-  int64_t lines, count;
-};
-
-// Weights [from, to) of a panel's successors, fetched from afar while tiles are multiplied.
-struct Fetch {
-  const char *at, *end;
-  LC_INLINE_MEMBER const char* take(int64_t lines, int64_t* stride) {
-    const bool some = at < end;
-    const char* from = at;
-    at += some ? lines * kLine : 0;
-    *stride = some ? (int64_t)kLine : 0;
-    return from;
-  }
-};
-
 // Output channels of panels [begin, end) of all rows.
 static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* offsets, int64_t begin, int64_t end) {
-  const int64_t out = l.out_channels / l.groups, in = l.channels / l.groups, per_group = group_panels(l);
+  const int64_t out = l.out_channels / l.groups, in = l.channels / l.groups;
   const int64_t length = sum_length(l), wide = padded(out);
   Panel p = {nullptr, nullptr, offsets, l.taps, l.length, r.step, r.y_row, 0, l.low, l.high};
   const auto tile = [&](int64_t group, int64_t n, int64_t line, int64_t from, int count, Fetch& fetch) {
@@ -208,27 +186,6 @@ static void multiply_rows(const lc_layer& l, const Pixels& r, const int64_t* off
       tile_of_rows<1>(count, p, x, r.y + at, r.second ? r.second + at : nullptr, ahead, stride);
     if (l.act > kRelu6) finish(l.act, r.y + at, count, r.y_row, p.columns);
   };
-  const int64_t group = begin / per_group, first = begin % per_group * kPanel;
-  if (length * (end - begin) * kPanel * 4 <= kManyWeights) {
-    Fetch fetch = {(const char*)l.packed, (const char*)l.packed};
-    for (int64_t line = 0; line < r.lines; ++line)
-      each_height<kTall>(r.count, [&](int64_t from, int count) {
-        for (int64_t left = end - begin, g = group, n = first; left > 0; --left) {
-          tile(g, n, line, from, count, fetch);
-          n += kPanel;
-          if (n >= out) n = 0, ++g;
-        }
-      });
-    return;
-  }
-  const char* last = (const char*)(l.packed + l.groups * wide * length);
-  for (int64_t left = end - begin, g = group, n = first; left > 0; --left) {
-    const char* next = (const char*)(l.packed + (g * wide + n + kPanel) * length);
-    Fetch fetch = {next, next + length * kPanel * 4};
-    if (fetch.end > last) fetch.end = last;
-    for (int64_t line = 0; line < r.lines; ++line)
-      each_height<kTall>(r.count, [&](int64_t from, int count) { tile(g, n, line, from, count, fetch); });
-    n += kPanel;
-    if (n >= out) n = 0, ++g;
-  }
+  each_tile(r, {(const char*)l.packed, length * 4, l.groups, wide, out}, begin, end,
+            length * (end - begin) * kPanel * 4 <= kManyWeights, tile);
 }
